@@ -1,0 +1,174 @@
+"""The command line of train.py: its options, where their defaults come from, and one clear line for each mistake."""
+
+import difflib
+import os
+import re
+import sys
+from argparse import SUPPRESS
+from inspect import signature
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import torch
+from cifar10 import CIFAR10DataModule, SyntheticCIFAR10DataModule
+from jsonargparse import ArgumentParser
+from metrics import Metrics
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeUnion, SaveConfigCallback
+from pytorch_lightning.loggers import TensorBoardLogger
+from resnet import ResNet18
+from sagemaker_env import default_args
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+
+# The classes whose options --help explains. Any other of torch goes by its name, one's own by its import path.
+CLASSES = {
+    "data": [CIFAR10DataModule, SyntheticCIFAR10DataModule],
+    "model": [ResNet18],
+    "optimizer": [Adam, SGD],
+    "lr_scheduler": [OneCycleLR],
+}
+
+
+def exit_with(error: Exception) -> NoReturn:
+    """Ends the program because of what it was given: one line on stderr, exit code 2."""
+    while str(error).startswith("Does not validate") and error.__cause__:  # jsonargparse around our own line
+        error = error.__cause__
+    if "JSONARGPARSE_DEBUG" in os.environ:
+        raise error
+    print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+class Parser(LightningArgumentParser):
+    """Says in one line what jsonargparse says in many, and explains the options of CLASSES in --help."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        exit_with(ValueError(self._explain(message)))
+
+    def format_help(self) -> str:
+        sections = [f"With --{name}:\n{parser.format_help()}" for name, parser in class_parsers().items()]
+        return "\n".join([super().format_help(), *sections])
+
+    def _explain(self, message: str) -> str:
+        options = [*self._option_string_actions, *chain(*(p._option_string_actions for p in class_parsers().values()))]
+        full_names = {option.split(".")[-1]: option for option in options}
+        if typo := re.match(r"unrecognized arguments: ([^\s=]+)|.*ption '(.+)'", message):
+            name = typo[1] or typo[2]
+            similar = difflib.get_close_matches(name, options if typo[1] else full_names, 1)
+            hint = f"did you mean {full_names.get(similar[0], similar[0])}?" if similar else "--help lists all options"
+            return f"there is no option {name}; {hint}"
+        if not (given := re.search(r'key "([^"]+)":.*(?:Given|Got) value: (.*)', message, re.DOTALL)):
+            return message
+        key, value = given.groups()
+        if key in CLASSES:
+            names = " or ".join(known.__name__ for known in CLASSES[key])
+            return f"--{key}={value} is not a class that fits here, such as {names}; --help lists those of torch"
+        allowed = re.search(r"Subtypes: \[(.*)\]$|Expected an? (.*)\. Got", message, re.MULTILINE)
+        kinds = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*?)\]", r"\1\2", allowed[1] or allowed[2])
+        kinds = kinds.replace("NoneType", "null")
+        return f"{full_names.get(key, f'--{key}')}={value} is not valid: it must be {'one of ' * (', ' in kinds)}{kinds}"
+
+
+def class_parsers() -> dict[str, ArgumentParser]:
+    """A parser of the options of each class in CLASSES."""
+    parsers = {}
+    for key, classes in CLASSES.items():
+        for known in classes:
+            parser = ArgumentParser(usage=SUPPRESS, add_help=False)
+            skip = {"params", "optimizer", "num_classes"}  # given by the program
+            parser.add_class_arguments(known, key, skip=skip & signature(known).parameters.keys(), fail_untyped=False)
+            parsers[f"{key}={known.__name__}"] = parser
+    return parsers
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the configuration in the log folder, for `--config`, and logs it as the run's hyperparameters."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        hyperparameters = {key: value for key, value in self.config.items() if value is not None}
+        for logger in trainer.loggers:
+            logger.log_hyperparams(hyperparameters)
+
+
+class CLI(LightningCLI):
+    """Defaults < train.yaml < the container's folders < --config and options on the command line, in their order."""
+
+    def __init__(self):
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            run=False,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            parser_kwargs={
+                "prog": "train.py",
+                "usage": "python app/train.py [options]",
+                "description": "Trains a network to classify small images, tests the best one, and exports its weights.",
+                "allow_abbrev": False,
+                "default_config_files": [str(Path(__file__).with_name("train.yaml"))],
+            },
+        )
+
+    def add_arguments_to_parser(self, parser: Parser) -> None:
+        parser.add_class_arguments(TensorBoardLogger, "logger")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint to go on from: its path, or `last`.")
+        parser.add_argument("--model_dir", type=str | None, help="Folder for model.pt, if not beside the checkpoints.")
+        interval = parser.add_argument("--lr_scheduler_interval", type=Literal["epoch", "step"], default="epoch")
+        interval.help = "How often the learning-rate scheduler steps."
+        path = parser.add_argument("--trainer.weights_save_path", type=str | None)
+        path.help = "Another name for --checkpoint.dirpath, as in Lightning 1."
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    def parse_arguments(self, parser: Parser, args: Any) -> None:
+        self.config = parser.parse_args(default_args() + sys.argv[1:])
+
+    def before_instantiate_classes(self) -> None:
+        if path := self.config.trainer.pop("weights_save_path"):
+            self.config.checkpoint.dirpath = path
+
+    def configure_optimizers(
+        self, lightning_module: LightningModule, optimizer: Optimizer, lr_scheduler: LRSchedulerTypeUnion | None = None
+    ) -> Any:
+        if lr_scheduler is None:
+            return optimizer
+        monitor = getattr(lr_scheduler, "monitor", None)
+        scheduling = {"scheduler": lr_scheduler, "interval": self.config.lr_scheduler_interval, "monitor": monitor}
+        return {"optimizer": optimizer, "lr_scheduler": scheduling}
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init.trainer
+        check_devices(config.accelerator, config.devices)
+        if config.enable_progress_bar is None:
+            config.enable_progress_bar = sys.stdout.isatty()
+        if config.logger is None:
+            config.logger = self.config_init.logger
+        if config.enable_checkpointing is False:
+            self.parser.callback_keys.remove("checkpoint")
+        self.metrics = self.trainer_defaults["callbacks"] = Metrics(print_epochs=not config.enable_progress_bar)
+        return super().instantiate_trainer(**kwargs)
+
+
+def check_devices(accelerator: str, devices: list[int] | str | int) -> None:
+    """Raises ValueError, in words, for what Lightning refuses with a traceback or the CPU cannot do."""
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if accelerator in ("gpu", "cuda") and not has_gpu:
+        driver = getattr(torch._C, "_cuda_getDriverVersion", int)()  # 12040 for CUDA 12.4, 0 without a driver
+        found = f"an NVIDIA driver for CUDA {driver // 1000}.{driver % 1000 // 10}, and no GPU" if driver else "no GPU"
+        raise ValueError(
+            f"--trainer.accelerator={accelerator}: torch {torch.__version__}, made for CUDA {torch.version.cuda}, finds "
+            f"{found} that it can use; train on the CPU with --trainer.accelerator=cpu --trainer.devices=1"
+        )
+    if accelerator == "cpu" or (accelerator == "auto" and not has_gpu):
+        allowed = range(1, os.cpu_count() + 1)
+        if devices != "auto" and not (str(devices).isdigit() and int(devices) in allowed):
+            raise ValueError(
+                f"--trainer.devices={devices}: on the CPU it is a number of processes, "
+                f"from 1 to the {len(allowed)} cores of this machine"
+            )

@@ -1,0 +1,32 @@
+"""Writing files: can it be done at all, and never by halves."""
+
+import io
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+
+def check_writable(directory: str) -> None:
+    """Raises OSError if nothing can be written to `directory`, existing or not, and leaves no trace."""
+    path = Path(directory).absolute()
+    while not os.path.lexists(path):
+        path = path.parent
+    tempfile.TemporaryFile(dir=path).close()
+
+
+def save_atomically(obj: object, path: Path) -> None:
+    """`torch.save`, complete on disk under its final name or not there at all."""
+    buffer = io.BytesIO()
+    torch.save(obj, buffer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,79 @@
+"""Trains a network to classify small images, tests the best one, and exports its weights.
+
+On the CPU, on synthetic images:   python app/train.py --data=SyntheticCIFAR10DataModule
+On all GPUs, on CIFAR-10:          python app/train.py --trainer.accelerator=gpu --trainer.devices=-1
+On two nodes with four GPUs each:  torchrun --nnodes=2 --nproc_per_node=4 ... app/train.py --trainer.num_nodes=2 \
+                                       --trainer.devices=4
+Again from where it stopped:       python app/train.py --ckpt_path=last
+Again as a whole:                  python app/train.py --config=logs/tensorboard/tutorial/version_0/config.yaml
+"""
+
+import errno
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from cli import CLI, exit_with
+from files import check_writable, save_atomically
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+
+def main() -> None:
+    try:
+        cli = CLI()
+        ckpt_path = prepare(cli)
+    except (ValueError, OSError, MisconfigurationException) as error:
+        exit_with(error)
+    try:
+        train(cli, ckpt_path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        exit_with(error)
+
+
+def prepare(cli: CLI) -> str | None:
+    """Checks what can be wrong outside of the program, before anything is written; the checkpoint to go on from."""
+    config = cli.config
+    for directory in (config.logger.save_dir, config.checkpoint.dirpath, config.model_dir):
+        if directory and "://" not in str(directory):
+            check_writable(directory)
+    ckpt_path = config.ckpt_path
+    if ckpt_path == "last":
+        ckpt_path = os.path.join(config.checkpoint.dirpath, "last.ckpt")
+    if ckpt_path and not os.path.exists(ckpt_path):
+        raise ValueError(f"--ckpt_path={config.ckpt_path}: there is no {ckpt_path} to go on from; leave it out to start anew")
+    if cli.trainer.local_rank == 0:
+        cli.datamodule.prepare_data()
+    return ckpt_path
+
+
+def train(cli: CLI, ckpt_path: str | None) -> None:
+    """Fits, tests the checkpoint with the least val_loss, exports its weights, and says where everything is."""
+    trainer, model = cli.trainer, cli.model
+    trainer.fit(model, cli.datamodule, ckpt_path=ckpt_path)
+    best_model_path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    trainer.test(model, cli.datamodule, ckpt_path=best_model_path or None, verbose=False)
+    model_path = Path(cli.config.model_dir or cli.config.checkpoint.dirpath or trainer.log_dir, "model.pt")
+    if trainer.is_global_zero:
+        network = getattr(model, "network", model)
+        save_atomically({name: weight.cpu() for name, weight in network.state_dict().items()}, model_path)
+        print(summary(cli, model_path))
+    trainer.strategy.barrier()
+
+
+def summary(cli: CLI, model_path: Path) -> str:
+    trainer, logger = cli.trainer, cli.config.logger
+    tensorboard = shutil.which("tensorboard") or Path(sys.executable).with_name("tensorboard")
+    return f"""
+test accuracy     {trainer.callback_metrics["test_acc"]:.1%} on {cli.datamodule.description}
+speed             {cli.metrics.images_per_second:.0f} images per second in training
+model             {model_path}
+checkpoints       {cli.config.checkpoint.dirpath}
+TensorBoard logs  {trainer.log_dir}, to look at with
+                  {tensorboard} --logdir {logger.save_dir}"""
+
+
+if __name__ == "__main__":
+    main()
