@@ -1,9 +1,11 @@
 """The command line of train.py: its options, where their defaults come from, and one clear line for each mistake."""
 
 import difflib
+import logging
 import os
 import re
 import sys
+import warnings
 from argparse import SUPPRESS
 from inspect import signature
 from itertools import chain
@@ -22,6 +24,10 @@ from resnet import ResNet18
 from sagemaker_env import default_args
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
+
+# What Lightning says that helps nobody here: advertisements, and warnings of metrics that are already synchronized.
+logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+warnings.filterwarnings("ignore", module=r"pytorch_lightning\.(utilities\._pytree|.*logger_connector\.result)")
 
 # The classes whose options --help explains. Any other of torch goes by its name, one's own by its import path.
 CLASSES = {

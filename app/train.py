@@ -55,24 +55,21 @@ def train(cli: CLI, ckpt_path: str | None) -> None:
     trainer.fit(model, cli.datamodule, ckpt_path=ckpt_path)
     best_model_path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     trainer.test(model, cli.datamodule, ckpt_path=best_model_path or None, verbose=False)
-    model_path = Path(cli.config.model_dir or cli.config.checkpoint.dirpath or trainer.log_dir, "model.pt")
+    log_dir = trainer.log_dir  # a collective operation
+    checkpoint_dir = cli.config.checkpoint.dirpath or log_dir
+    model_path = Path(cli.config.model_dir or checkpoint_dir, "model.pt")
     if trainer.is_global_zero:
         network = getattr(model, "network", model)
         save_atomically({name: weight.cpu() for name, weight in network.state_dict().items()}, model_path)
-        print(summary(cli, model_path))
-    trainer.strategy.barrier()
-
-
-def summary(cli: CLI, model_path: Path) -> str:
-    trainer, logger = cli.trainer, cli.config.logger
-    tensorboard = shutil.which("tensorboard") or Path(sys.executable).with_name("tensorboard")
-    return f"""
+        tensorboard = shutil.which("tensorboard") or Path(sys.executable).with_name("tensorboard")
+        print(f"""
 test accuracy     {trainer.callback_metrics["test_acc"]:.1%} on {cli.datamodule.description}
 speed             {cli.metrics.images_per_second:.0f} images per second in training
 model             {model_path}
-checkpoints       {cli.config.checkpoint.dirpath}
-TensorBoard logs  {trainer.log_dir}, to look at with
-                  {tensorboard} --logdir {logger.save_dir}"""
+checkpoints       {checkpoint_dir}
+TensorBoard logs  {log_dir}, which this command shows:
+                  {tensorboard} --logdir {cli.config.logger.save_dir}""")
+    trainer.strategy.barrier()
 
 
 if __name__ == "__main__":
