@@ -77,18 +77,20 @@ class IndexLoader:
 class ArrayUnpickler(pickle.Unpickler):
     """Loads arrays and plain values only, because any other class named in a pickle could run code."""
 
+    ALLOWED = (
+        *("numpy.ndarray", "numpy.dtype", "numpy._core.multiarray._reconstruct"),
+        *("numpy._core.numeric._frombuffer", "_codecs.encode"),  # in pickles that Python 3 wrote
+    )
+
     def find_class(self, module: str, name: str) -> object:
         module = module.replace("numpy.core", "numpy._core")  # as numpy 2 calls it
-        if f"{module}.{name}" not in (
-            *("numpy.ndarray", "numpy.dtype", "numpy._core.multiarray._reconstruct"),
-            *("numpy._core.numeric._frombuffer", "_codecs.encode"),  # pickles of Python 3
-        ):
+        if f"{module}.{name}" not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it wants to run {module}.{name}, which image data never does")
         return super().find_class(module, name)
 
 
-def unpickle(name: str, content: bytes) -> dict:
-    """The dictionary in a file of CIFAR-10, with keys as strings; ValueError if there is none."""
+def unpickle(name: str, content: bytes) -> dict[str, object]:
+    """What a file of CIFAR-10 holds; ValueError if it is none."""
     try:
         values = ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
         return {key.decode() if isinstance(key, bytes) else key: value for key, value in values.items()}
@@ -97,18 +99,14 @@ def unpickle(name: str, content: bytes) -> dict:
 
 
 def parse_batch(name: str, content: bytes, num_images: int) -> tuple[Tensor, Tensor]:
-    """Images [num_images, 3, 32, 32] uint8 and labels [num_images] int64; ValueError if they are not that."""
+    """Images [num_images, 3, 32, 32] uint8 and labels [num_images] int64; ValueError if the file holds no such."""
     batch = unpickle(name, content)
-    data, labels = (np.asarray(batch.get(key)) for key in ("data", "labels"))
-    if data.dtype != np.uint8 or data.shape != (num_images, 3 * 32 * 32):
-        found, allowed = f"data of {data.dtype} {data.shape}", f"uint8 ({num_images}, 3072)"
-    elif labels.dtype.kind not in "iu" or labels.shape != (num_images,):
-        found, allowed = f"labels of {labels.dtype} {labels.shape}", f"integers ({num_images},)"
-    elif labels.min() < 0 or labels.max() > 9:
-        found, allowed = f"labels from {labels.min()} to {labels.max()}", "0 to 9"
-    else:
-        return torch.from_numpy(data.reshape(-1, 3, 32, 32)), torch.from_numpy(labels.astype(np.int64))
-    raise ValueError(f"{name} is not a batch of CIFAR-10: it holds {found}, where {allowed} belong")
+    data, labels = np.asarray(batch.get("data")), np.asarray(batch.get("labels"))
+    if data.dtype != np.uint8 or data.shape != (num_images, 3072):
+        raise ValueError(f"{name} holds {data.dtype} {data.shape}, where uint8 ({num_images}, 3072) belongs")
+    if labels.shape != (num_images,) or not np.isin(labels, range(10)).all():
+        raise ValueError(f"{name} must have {num_images} labels from 0 to 9, not {labels.shape} {np.unique(labels)}")
+    return torch.from_numpy(data.reshape(-1, 3, 32, 32)), torch.from_numpy(labels.astype(np.int64))
 
 
 def md5(path: Path) -> str:
@@ -217,14 +215,16 @@ class CIFAR10DataModule(LightningDataModule):
                     if member.isfile():
                         yield Path(member.name).name, tar.extractfile(member).read()
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{archive} is not a complete archive ({error}): delete it to download it again") from error
+            raise ValueError(
+                f"{archive} is not a complete archive ({error}): delete it to download it again"
+            ) from error
 
     def read(self) -> tuple[Tensor, Tensor, int]:
         """All images [N, 3, 32, 32] uint8, all labels [N] int64, and how many at the end are the test set."""
         files = dict(self.files())
         if missing := {META, *BATCHES} - files.keys():
             raise ValueError(f"{self.data_dir} holds a CIFAR-10 without {', '.join(sorted(missing))}")
-        num_images = unpickle(META, files[META]).get("num_cases_per_batch")
+        num_images = unpickle(META, files[META]).get("num_cases_per_batch", 10000)
         images, labels = zip(*(parse_batch(name, files[name], num_images) for name in BATCHES), strict=True)
         return torch.cat(images), torch.cat(labels), num_images
 
@@ -238,13 +238,14 @@ class CIFAR10DataModule(LightningDataModule):
         num_train = len(images) - num_test - self.val_split
         if num_train < 1:
             raise ValueError(
-                f"val_split={self.val_split} is out of range: it must be less than the {len(images) - num_test} training images"
+                f"val_split={self.val_split} is out of range: "
+                f"it must be less than the number of training images, {len(images) - num_test}"
             )
         order = torch.randperm(len(images) - num_test, generator=generator(self.seed, SPLIT))
-        indices = {"train": order[: num_train], "val": order[num_train:], "test": slice(num_train + self.val_split, None)}
-        for split, index in indices.items():
-            self._tensors[f"{split}_images"], self._tensors[f"{split}_labels"] = images[index], labels[index]
-            self.num_samples[split] = len(labels[index])
+        test = torch.arange(len(order), len(images))
+        for split, indices in ("train", order[:num_train]), ("val", order[num_train:]), ("test", test):
+            self._tensors[f"{split}_images"], self._tensors[f"{split}_labels"] = images[indices], labels[indices]
+            self.num_samples[split] = len(indices)
         self._tensors["mean"] = torch.tensor(MEAN if self.normalize else (0.0,) * 3).view(3, 1, 1) * 255
         self._tensors["std"] = torch.tensor(STD if self.normalize else (1.0,) * 3).view(3, 1, 1) * 255
         if self.augment:
@@ -274,14 +275,14 @@ class CIFAR10DataModule(LightningDataModule):
         """Images and labels of a split's samples, on the device of `indices`; training images as `epoch` shows them."""
         if self._tensors["mean"].device != indices.device:
             self._tensors = {name: tensor.to(indices.device) for name, tensor in self._tensors.items()}
-        images = self._tensors[f"{split}_images"]
+        images, labels = self._tensors[f"{split}_images"], self._tensors[f"{split}_labels"]
         if split == "train" and self.augment:
             self._draw(epoch)
             mirror, top, left = (self._tensors[name][indices] for name in ("mirror", "top", "left"))
             images = images.unfold(3, 32, 1).unfold(4, 32, 1)[mirror, indices, :, top, left]
         else:
             images = images[indices]
-        return images.float().sub_(self._tensors["mean"]).div_(self._tensors["std"]), self._tensors[f"{split}_labels"][indices]
+        return images.float().sub_(self._tensors["mean"]).div_(self._tensors["std"]), labels[indices]
 
     def _draw(self, epoch: int) -> None:
         """Draws every training sample's crop and mirroring of an epoch, whichever rank and batch it will be in."""
@@ -294,10 +295,10 @@ class CIFAR10DataModule(LightningDataModule):
 
 
 class SyntheticCIFAR10DataModule(CIFAR10DataModule):
-    """Synthetic images in CIFAR-10's shapes, made from the seed in memory: to try things out, not a benchmark.
+    """Synthetic images in CIFAR-10's shapes, made in memory from the seed: to try things out, not a benchmark.
 
-    Each class is a stripe pattern: one of five slopes, fine or coarse. Slope, width, position and colour of the
-    stripes vary within a class, and there is as much noise, so that neither single pixels nor colours tell the classes apart.
+    Each class is a pattern of stripes: one of five slopes, fine or coarse. Slope, width, position and colour vary
+    within a class, and there is noise, so that no pixel or colour alone tells the classes apart.
 
     Args:
         num_train_images: Number of images for training and validation together.
@@ -316,16 +317,16 @@ class SyntheticCIFAR10DataModule(CIFAR10DataModule):
         numbers = generator(self.seed, SYNTHESIS)
         labels = torch.randint(self.num_classes, (num_images,), generator=numbers)
         jitter = torch.rand((4, num_images), generator=numbers) * 2 - 1
-        slope = (labels % 5 * math.pi / 8 + jitter[0] / 8) * jitter[1].sign()  # to both sides: mirrored images stay in class
+        slope = (labels % 5 * math.pi / 8 + jitter[0] / 10) * jitter[1].sign()  # mirroring does not change the class
         frequency = torch.where(labels < 5, 3, 6) * (1 + 0.15 * jitter[2]) * 2 * math.pi / 32
         pixels = torch.arange(32.0)
         across = pixels * (frequency * slope.cos())[:, None] + math.pi * jitter[3][:, None]
         down = pixels * (frequency * slope.sin())[:, None]
-        colours = F.normalize(torch.randn((num_images, 3, 1, 1), generator=numbers), dim=1) * 40
+        colours = F.normalize(torch.randn((num_images, 3, 1, 1), generator=numbers), dim=1) * 56
         images = torch.empty((num_images, 3, 32, 32), dtype=torch.uint8)
         noise = torch.empty(images[:500].numel() // 8, dtype=torch.int64)
         for part in torch.arange(num_images).split(500):
             stripes = torch.cos(down[part, :, None] + across[part, None, :])
-            pixels = noise.random_(-(2**63), None, generator=numbers).view(torch.uint8).view(-1, 3, 32, 32)[: len(part)] / 2
-            images[part] = pixels.add_(64).addcmul_(stripes[:, None], colours[part]).clamp_(0, 255).byte()
+            background = noise.random_(-(2**63), None, generator=numbers).view(torch.uint8).view(-1, 3, 32, 32) / 2 + 64
+            images[part] = background[: len(part)].addcmul_(stripes[:, None], colours[part]).clamp_(0, 255).byte()
         return images, labels, self.num_test_images

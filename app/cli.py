@@ -1,5 +1,7 @@
 """The command line of train.py: its options, where their defaults come from, and one clear line for each mistake."""
 
+import contextlib
+import ctypes
 import difflib
 import logging
 import os
@@ -25,8 +27,10 @@ from sagemaker_env import default_args
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
-# What Lightning says that helps nobody here: advertisements, and warnings of metrics that are already synchronized.
-logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+# Lightning's remarks on what it found and did, advertisements among them, would hide our one line.
+for name in ("lightning_fabric.utilities", "pytorch_lightning.utilities.rank_zero"):
+    logging.getLogger(name).setLevel(logging.WARNING)
+# Neither helps the reader: one is a quirk of its own, the other asks to synchronize metrics that are already.
 warnings.filterwarnings("ignore", module=r"pytorch_lightning\.(utilities\._pytree|.*logger_connector\.result)")
 
 # The classes whose options --help explains. Any other of torch goes by its name, one's own by its import path.
@@ -67,15 +71,16 @@ class Parser(LightningArgumentParser):
             hint = f"did you mean {full_names.get(similar[0], similar[0])}?" if similar else "--help lists all options"
             return f"there is no option {name}; {hint}"
         if not (given := re.search(r'key "([^"]+)":.*(?:Given|Got) value: (.*)', message, re.DOTALL)):
-            return message
+            files = re.findall(r"(?:-c|--config)[ =](\S+)", " ".join(sys.argv[1:]))
+            return f"{message} (in {' or '.join(files)})" if files else message
         key, value = given.groups()
         if key in CLASSES:
             names = " or ".join(known.__name__ for known in CLASSES[key])
             return f"--{key}={value} is not a class that fits here, such as {names}; --help lists those of torch"
         allowed = re.search(r"Subtypes: \[(.*)\]$|Expected an? (.*)\. Got", message, re.MULTILINE)
-        kinds = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*?)\]", r"\1\2", allowed[1] or allowed[2])
-        kinds = kinds.replace("NoneType", "null")
-        return f"{full_names.get(key, f'--{key}')}={value} is not valid: it must be {'one of ' * (', ' in kinds)}{kinds}"
+        kinds = re.findall(r"<class '(?:\w+\.)*(\w+)'>|Literal\[(.*?)\]", allowed[1] or allowed[2])
+        kinds = " or ".join(kind or f"one of {values}" for kind, values in kinds).replace("NoneType", "null")
+        return f"{full_names.get(key, f'--{key}')}={value} is not valid: it must be {kinds}"
 
 
 def class_parsers() -> dict[str, ArgumentParser]:
@@ -115,7 +120,7 @@ class CLI(LightningCLI):
             parser_kwargs={
                 "prog": "train.py",
                 "usage": "python app/train.py [options]",
-                "description": "Trains a network to classify small images, tests the best one, and exports its weights.",
+                "description": "Trains a network to classify images, tests the best one, and exports its weights.",
                 "allow_abbrev": False,
                 "default_config_files": [str(Path(__file__).with_name("train.yaml"))],
             },
@@ -163,13 +168,18 @@ class CLI(LightningCLI):
 
 def check_devices(accelerator: str, devices: list[int] | str | int) -> None:
     """Raises ValueError, in words, for what Lightning refuses with a traceback or the CPU cannot do."""
-    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    with warnings.catch_warnings(action="ignore"):  # of an old driver, which our own line names
+        has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     if accelerator in ("gpu", "cuda") and not has_gpu:
-        driver = getattr(torch._C, "_cuda_getDriverVersion", int)()  # 12040 for CUDA 12.4, 0 without a driver
-        found = f"an NVIDIA driver for CUDA {driver // 1000}.{driver % 1000 // 10}, and no GPU" if driver else "no GPU"
+        driver = ctypes.c_int()  # 12040 for CUDA 12.4
+        with contextlib.suppress(OSError):  # no driver
+            ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(driver))
+        found = "no GPU" + f", with a driver for CUDA {driver.value // 1000}.{driver.value % 1000 // 10}" * bool(
+            driver.value
+        )
         raise ValueError(
-            f"--trainer.accelerator={accelerator}: torch {torch.__version__}, made for CUDA {torch.version.cuda}, finds "
-            f"{found} that it can use; train on the CPU with --trainer.accelerator=cpu --trainer.devices=1"
+            f"--trainer.accelerator={accelerator}: torch {torch.__version__}, made for CUDA {torch.version.cuda}, "
+            f"finds {found}; train on the CPU with --trainer.accelerator=cpu --trainer.devices=1"
         )
     if accelerator == "cpu" or (accelerator == "auto" and not has_gpu):
         allowed = range(1, os.cpu_count() + 1)

@@ -61,7 +61,9 @@ class Metrics(Callback):
         self._write(trainer, images_per_second=self.images_per_second)
         train_metrics = self._report(trainer, "train", self._train_sums)
         progress = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        self._print(trainer, progress | train_metrics | self._val_metrics | {"images_per_second": self.images_per_second})
+        self._print(
+            trainer, progress | train_metrics | self._val_metrics | {"images_per_second": self.images_per_second}
+        )
 
     def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         self._outputs.append(outputs)

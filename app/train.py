@@ -43,7 +43,9 @@ def prepare(cli: CLI) -> str | None:
     if ckpt_path == "last":
         ckpt_path = os.path.join(config.checkpoint.dirpath, "last.ckpt")
     if ckpt_path and not os.path.exists(ckpt_path):
-        raise ValueError(f"--ckpt_path={config.ckpt_path}: there is no {ckpt_path} to go on from; leave it out to start anew")
+        raise ValueError(
+            f"--ckpt_path={config.ckpt_path}: there is no {ckpt_path} to go on from; leave it out to start anew"
+        )
     if cli.trainer.local_rank == 0:
         cli.datamodule.prepare_data()
     return ckpt_path

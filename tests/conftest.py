@@ -1,0 +1,70 @@
+"""What the tests share: the script as a process, and a small archive in CIFAR-10's format."""
+
+import io
+import os
+import pickle
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+
+# One thread per process: pytest runs two tests at a time, and threads that outnumber the cores wait for each other.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+ENVIRONMENT = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("SM_")}
+
+TINY = ("--model=tiny.Tiny", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_epochs=2")
+SYNTHETIC = (
+    "--data=SyntheticCIFAR10DataModule",
+    "--data.num_train_images=600",
+    "--data.num_test_images=101",
+    "--data.val_split=101",
+)
+
+
+def run_train(*options: str, cwd: Path, code: int = 0, **kwargs) -> subprocess.CompletedProcess:
+    """Runs `python app/train.py` with these options in `cwd`, and checks its exit code."""
+    kwargs = {"env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 240} | kwargs
+    result = subprocess.run([sys.executable, str(ROOT / "app/train.py"), *options], cwd=cwd, **kwargs)
+    assert result.returncode == code, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+def epoch_lines(stdout: str) -> list[dict[str, float]]:
+    """The metrics of each line that begins with `epoch=`."""
+    lines = [line for line in stdout.splitlines() if line.startswith("epoch=")]
+    return [{key: float(value) for key, value in re.findall(r"(\w+)=(\S+)", line)} for line in lines]
+
+
+def cifar10_files(num_images: int = 20) -> dict[str, object]:
+    """The contents of CIFAR-10's files, with `num_images` random images each."""
+    numbers = np.random.default_rng(0)
+    files: dict[str, object] = {"batches.meta": {b"num_cases_per_batch": num_images, b"num_vis": 3072}}
+    for name in BATCHES:
+        data = numbers.integers(0, 256, (num_images, 3072), dtype=np.uint8)
+        files[name] = {b"data": data, b"labels": numbers.integers(0, 10, num_images).tolist()}
+    return files
+
+
+def write_archive(directory: Path, files: dict[str, object]) -> Path:
+    archive = directory / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, content in files.items():
+            data = pickle.dumps(content, protocol=2)
+            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return archive
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """A small archive in CIFAR-10's format, alone in a folder."""
+    (tmp_path / "data").mkdir()
+    return write_archive(tmp_path / "data", cifar10_files())
