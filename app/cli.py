@@ -174,7 +174,7 @@ def check_devices(accelerator: str, devices: list[int] | str | int) -> None:
         driver = ctypes.c_int()  # 12040 for CUDA 12.4
         with contextlib.suppress(OSError):  # no driver
             ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(driver))
-        found = "no GPU" + f", with a driver for CUDA {driver.value // 1000}.{driver.value % 1000 // 10}" * bool(
+        found = "no GPU" + f" (the driver is for CUDA {driver.value // 1000}.{driver.value % 1000 // 10})" * bool(
             driver.value
         )
         raise ValueError(

@@ -22,7 +22,7 @@ ENVIRONMENT = {name: value for name, value in ENVIRONMENT.items() if not name.st
 TINY = ("--model=tiny.Tiny", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_epochs=2")
 SYNTHETIC = (
     "--data=SyntheticCIFAR10DataModule",
-    "--data.num_train_images=600",
+    "--data.num_train_images=601",
     "--data.num_test_images=101",
     "--data.val_split=101",
 )

@@ -49,7 +49,7 @@ def error_line(*options: str, cwd: Path, **kwargs) -> str:
         (["--trainer.accelerator=cpu", "--trainer.devices=-1"], ["devices=-1", "from 1"]),
         (["--data.batch_size=0"], ["batch_size=0", "at least 1"]),
         (["--data.val_split=0"], ["val_split=0", "at least 1"]),
-        ([*SYNTHETIC, "--data.val_split=600"], ["val_split=600", "600"]),
+        ([*SYNTHETIC, "--data.val_split=601"], ["val_split=601", "less than"]),
         (["--ckpt_path=last"], ["--ckpt_path=last", "logs/checkpoints/last.ckpt"]),
         (["--ckpt_path=gone.ckpt"], ["gone.ckpt"]),
     ],

@@ -20,6 +20,6 @@ class Recording(SyntheticCIFAR10DataModule):
 
     def on_after_batch_transfer(self, batch: torch.Tensor, dataloader_idx: int):
         if not self.trainer.sanity_checking:
-            with open(Path(f"{self.trainer.state.stage}-{self.trainer.global_rank}"), "a") as file:
+            with open(Path(f"{self.trainer.state.stage.value}-{self.trainer.global_rank}"), "a") as file:
                 file.writelines(f"{self.trainer.current_epoch} {index}\n" for index in batch.tolist())
         return super().on_after_batch_transfer(batch, dataloader_idx)

@@ -1,0 +1,235 @@
+"""What a person sees who trains: the program as a process, on small data."""
+
+import json
+import os
+import pty
+import re
+import socket
+import subprocess
+import sys
+import termios
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+import yaml
+from conftest import ENVIRONMENT, ROOT, SYNTHETIC, TINY, epoch_lines, run_train
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+TINY_RUN = (*SYNTHETIC, *TINY)
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return torch.load(directory / "model.pt", weights_only=True)
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def scalars(log_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(log_dir)).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """The folder and the output of a run of two epochs."""
+    directory = tmp_path_factory.mktemp("finished")
+    return directory, run_train(*TINY_RUN, "--trainer.log_every_n_steps=5", cwd=directory).stdout
+
+
+def test_a_run_writes_model_checkpoints_logs_and_nothing_else(finished):
+    directory, _ = finished
+    files = [str(path.relative_to(directory)) for path in sorted(directory.rglob("*")) if path.is_file()]
+    expected = [
+        r"logs/checkpoints/epoch=\d-step=\d+.ckpt",
+        r"logs/checkpoints/last.ckpt",
+        r"logs/checkpoints/model.pt",
+        r"logs/tensorboard/tutorial/version_0/config.yaml",
+        r"logs/tensorboard/tutorial/version_0/events.*",  # of training
+        r"logs/tensorboard/tutorial/version_0/events.*",  # of the test
+        r"logs/tensorboard/tutorial/version_0/hparams.yaml",
+    ]
+    assert len(files) == len(expected)
+    assert all(re.fullmatch(*pair) for pair in zip(expected, files, strict=True))
+
+
+def test_a_log_has_one_line_per_epoch_and_no_bar(finished):
+    _, output = finished
+    pattern = (
+        r"epoch=\d+ step=\d+ train_loss=\d\S+ train_acc=[\d.]+ val_loss=\d\S+ val_acc=[\d.]+ images_per_second=[\d.]+"
+    )
+    lines = [line for line in output.splitlines() if line.startswith("epoch=")]
+    assert all(re.fullmatch(pattern, line) for line in lines)
+    assert [(line["epoch"], line["step"]) for line in epoch_lines(output)] == [(0, 16), (1, 32)]
+    assert "\r" not in output
+
+
+def test_the_summary_names_accuracy_speed_files_and_the_command_that_shows_them(finished):
+    _, output = finished
+    for pattern in (
+        r"test accuracy +[\d.]+% on synthetic images, not CIFAR-10",
+        r"speed +\d+ images per second",
+        r"model +logs/checkpoints/model.pt",
+        r"checkpoints +logs/checkpoints",
+        r"TensorBoard logs +logs/tensorboard/tutorial/version_0",
+        r"tensorboard --logdir logs/tensorboard$",
+    ):
+        assert re.search(pattern, output, re.MULTILINE), f"{pattern}\n{output}"
+
+
+def test_tensorboard_has_losses_accuracies_learning_rate_speed_and_hyperparameters(finished):
+    directory, output = finished
+    logged = scalars(directory / "logs/tensorboard/tutorial/version_0")
+    for stage in ("train", "val"):
+        for metric in ("loss", "acc"):
+            steps, values = zip(*logged[f"{stage}_{metric}"], strict=True)
+            assert steps == (16, 32)
+            assert values == pytest.approx([line[f"{stage}_{metric}"] for line in epoch_lines(output)], rel=1e-5)
+    assert [step for step, _ in logged["train_loss_step"]] == [5, 10, 15, 21, 26, 31]
+    assert [value for _, value in logged["lr"]] == pytest.approx([0.001] * 6)
+    assert len(logged["images_per_second"]) == 2
+    assert logged["hp_metric"][-1][1] == logged["test_acc"][0][1]
+    plugins = EventAccumulator(str(directory / "logs/tensorboard/tutorial/version_0")).Reload()
+    content = plugins.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"optimizer.init_args.lr" in content
+
+
+def test_tensorboard_serves_the_curves_over_http(finished):
+    directory, _ = finished
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("tensorboard"), "--logdir", "logs/tensorboard", "--port", str(port)]
+    server = subprocess.Popen(command, cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        tags, deadline = {}, time.monotonic() + 60
+        while not tags and time.monotonic() < deadline:
+            assert server.poll() is None
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/plugin/scalars/tags", timeout=5) as response:
+                    tags = json.load(response)
+            except OSError:
+                time.sleep(0.2)
+        assert {"train_loss", "val_acc", "lr"} <= tags["tutorial/version_0"].keys()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_the_saved_config_repeats_the_run_to_the_last_bit(finished, tmp_path):
+    directory, output = finished
+    config = directory / "logs/tensorboard/tutorial/version_0/config.yaml"
+    repeated = run_train(f"--config={config}", cwd=tmp_path).stdout
+    assert_same_weights(directory / "logs/checkpoints", tmp_path / "logs/checkpoints")
+    assert yaml.safe_load(config.read_text()) == yaml.safe_load((tmp_path / config.relative_to(directory)).read_text())
+    assert [line["val_loss"] for line in epoch_lines(repeated)] == [line["val_loss"] for line in epoch_lines(output)]
+
+
+def test_another_seed_gives_another_network(finished, tmp_path):
+    directory, _ = finished
+    run_train(*TINY_RUN, "--seed_everything=1", cwd=tmp_path)
+    first, second = weights(directory / "logs/checkpoints"), weights(tmp_path / "logs/checkpoints")
+    assert not torch.equal(first["2.weight"], second["2.weight"])
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(finished, tmp_path):
+    directory, output = finished
+    run_train(*TINY_RUN, "--trainer.max_epochs=1", cwd=tmp_path)
+    resumed = run_train(*TINY_RUN, "--ckpt_path=last", cwd=tmp_path).stdout
+    assert_same_weights(directory / "logs/checkpoints", tmp_path / "logs/checkpoints")
+    assert [(line["epoch"], line["val_loss"]) for line in epoch_lines(resumed)] == [
+        (line["epoch"], line["val_loss"]) for line in epoch_lines(output)[1:]
+    ]
+
+
+def test_the_best_checkpoint_by_validation_loss_is_tested_and_exported(tmp_path):
+    # A learning rate that jumps spoils the second epoch.
+    schedule = ("--lr_scheduler=MultiStepLR", "--lr_scheduler.milestones=[1]", "--lr_scheduler.gamma=1e6")
+    output = run_train(*TINY_RUN, *schedule, cwd=tmp_path).stdout
+    first, second = epoch_lines(output)
+    assert first["val_loss"] < second["val_loss"]
+    checkpoint = torch.load(tmp_path / "logs/checkpoints/epoch=0-step=16.ckpt", weights_only=False)
+    exported = weights(tmp_path / "logs/checkpoints")
+    assert all(torch.equal(checkpoint["state_dict"][f"network.{name}"], exported[name]) for name in exported)
+    assert (tmp_path / "logs/checkpoints/last.ckpt").exists()
+
+
+def test_a_scheduler_steps_every_step_where_asked(tmp_path):
+    schedule = ("--lr_scheduler=OneCycleLR", "--lr_scheduler.max_lr=0.01", "--lr_scheduler.total_steps=32")
+    run_train(*TINY_RUN, *schedule, "--lr_scheduler_interval=step", "--trainer.log_every_n_steps=1", cwd=tmp_path)
+    rates = [value for _, value in scalars(tmp_path / "logs/tensorboard/tutorial/version_0")["lr"]]
+    assert len(rates) == 32
+    assert max(rates) == pytest.approx(0.01, rel=1e-3)
+    assert rates[-1] < 1e-6
+
+
+def test_the_model_goes_where_sagemaker_says_unless_the_command_line_says_otherwise(tmp_path):
+    environment = ENVIRONMENT | {"SM_MODEL_DIR": str(tmp_path / "container")}
+    run_train(*TINY_RUN, cwd=tmp_path, env=environment)
+    assert (tmp_path / "container/model.pt").exists()
+    run_train(*TINY_RUN, "--model_dir=mine", cwd=tmp_path, env=environment)
+    assert (tmp_path / "mine/model.pt").exists()
+
+
+def test_a_terminal_shows_a_progress_bar(tmp_path):
+    terminal, program = pty.openpty()
+    termios.tcsetwinsize(program, (24, 100))
+    command = [sys.executable, str(ROOT / "app/train.py"), *TINY_RUN]
+    process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=program, stderr=program)
+    os.close(program)
+    output = b""
+    while True:
+        try:
+            output += os.read(terminal, 1 << 16)
+        except OSError:  # the program has ended
+            break
+    assert process.wait() == 0
+    assert b"Epoch 1" in output
+    assert b"it/s" in output
+    assert b"epoch=" not in output
+    assert b"test accuracy" in output
+
+
+def samples(directory: Path, stage: str, epoch: int) -> list[int]:
+    lines = [line.split() for path in directory.glob(f"{stage}-*") for line in path.read_text().splitlines()]
+    return sorted(int(index) for of_epoch, index in lines if int(of_epoch) == epoch)
+
+
+def test_two_processes_train_as_one_with_the_double_batch(tmp_path):
+    outputs = []
+    for num_processes in (1, 2):
+        directory = tmp_path / str(num_processes)
+        directory.mkdir()
+        sizes = (f"--trainer.devices={num_processes}", f"--data.batch_size={32 // num_processes}")
+        outputs.append(run_train(*TINY_RUN, "--data=tiny.Recording", *sizes, cwd=directory).stdout)
+    for epoch in range(2):
+        assert samples(tmp_path / "2", "train", epoch) == list(range(500))
+        assert samples(tmp_path / "2", "validate", epoch) == list(range(101))
+    for one, two in zip(*map(epoch_lines, outputs), strict=True):
+        for metric in ("train_loss", "train_acc", "val_loss", "val_acc"):
+            assert two[metric] == pytest.approx(one[metric], rel=1e-4)
+    one, two = (weights(tmp_path / name / "logs/checkpoints") for name in ("1", "2"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+
+
+def test_resnet18_is_the_default_and_its_weights_load_into_torchvisions_network(tmp_path):
+    run_train(*SYNTHETIC, "--trainer.limit_train_batches=2", "--trainer.max_epochs=1", cwd=tmp_path)
+    torchvision.models.resnet18(num_classes=10).load_state_dict(weights(tmp_path / "logs/checkpoints"))
+
+
+def test_help_explains_the_options_of_trainer_logger_checkpoint_data_model_optimizer_and_scheduler(tmp_path):
+    output = run_train("--help", cwd=tmp_path).stdout
+    for option in (
+        *("--trainer.max_epochs", "--trainer.weights_save_path", "--logger.save_dir", "--checkpoint.every_n_epochs"),
+        *("--data.batch_size", "--data.num_train_images", "--optimizer.lr", "--optimizer.momentum", "--lr_scheduler"),
+        *("--lr_scheduler.max_lr", "--lr_scheduler_interval", "--model", "--ckpt_path", "--model_dir"),
+    ):
+        assert re.search(rf"^  {option} [^\n]*\n? +\S.*\(.*type: ", output, re.MULTILINE | re.DOTALL), option
+    assert "Images per process and step" in output
