@@ -12,6 +12,7 @@ import tempfile
 import urllib.request
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -56,21 +57,18 @@ class IndexLoader:
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def _global_batches(self) -> Iterator[Tensor]:
-        if self.seed is None:
-            yield from torch.arange(self.num_samples).split(self.batch_size * self.world_size)
-            return
-        order = torch.randperm(self.num_samples, generator=generator(self.seed, ORDER, self.epoch))
-        for batch in order.split(self.batch_size * self.world_size):
-            num_per_rank = len(batch) // self.world_size
-            if num_per_rank >= min(2, self.batch_size):
-                yield batch[: num_per_rank * self.world_size]
-
     def __len__(self) -> int:
-        return sum(1 for _ in self._global_batches())
+        num_full, num_left = divmod(self.num_samples, self.batch_size * self.world_size)
+        least = 1 if self.seed is None else self.world_size * min(2, self.batch_size)
+        return num_full + (num_left >= least)
 
     def __iter__(self) -> Iterator[Tensor]:
-        for batch in self._global_batches():
+        order = torch.arange(self.num_samples)
+        if self.seed is not None:
+            order = torch.randperm(self.num_samples, generator=generator(self.seed, ORDER, self.epoch))
+        for batch in islice(order.split(self.batch_size * self.world_size), len(self)):
+            if self.seed is not None:
+                batch = batch[: len(batch) // self.world_size * self.world_size]
             yield batch.tensor_split(self.world_size)[self.rank]
 
 

@@ -33,11 +33,14 @@ class Metrics(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start_epoch()
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx) -> None:
+        self._lr = trainer.optimizers[0].param_groups[0]["lr"]  # at the end of the batch the scheduler has changed it
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
         self._outputs.append(outputs)
         if trainer.log_every_n_steps and (batch_idx + 1) % trainer.log_every_n_steps == 0:
             loss, _, num_images = self._add_train_sums(trainer)
-            self._write(trainer, train_loss_step=loss / num_images, lr=trainer.optimizers[0].param_groups[0]["lr"])
+            self._write(trainer, train_loss_step=loss / num_images, lr=self._lr)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._add_train_sums(trainer)

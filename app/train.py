@@ -1,14 +1,15 @@
-"""Trains a network to classify small images, tests the best one, and exports its weights.
+"""Trains a network to classify images, tests the best one, and exports its weights.
 
-On the CPU, on synthetic images:   python app/train.py --data=SyntheticCIFAR10DataModule
-On all GPUs, on CIFAR-10:          python app/train.py --trainer.accelerator=gpu --trainer.devices=-1
-On two nodes with four GPUs each:  torchrun --nnodes=2 --nproc_per_node=4 ... app/train.py --trainer.num_nodes=2 \
-                                       --trainer.devices=4
-Again from where it stopped:       python app/train.py --ckpt_path=last
-Again as a whole:                  python app/train.py --config=logs/tensorboard/tutorial/version_0/config.yaml
+On what there is, on CIFAR-10:   python app/train.py
+On all GPUs of this machine:     python app/train.py --trainer.accelerator=gpu --trainer.devices=-1
+In two processes on the CPU:     python app/train.py --trainer.accelerator=cpu --trainer.devices=2
+On synthetic images:             python app/train.py --data=SyntheticCIFAR10DataModule
+Going on from where it stopped:  python app/train.py --ckpt_path=last
+Repeating a run:                 python app/train.py --config=logs/tensorboard/tutorial/version_0/config.yaml
 """
 
 import errno
+import math
 import os
 import shutil
 import sys
@@ -41,10 +42,10 @@ def prepare(cli: CLI) -> str | None:
             check_writable(directory)
     ckpt_path = config.ckpt_path
     if ckpt_path == "last":
-        ckpt_path = os.path.join(config.checkpoint.dirpath, "last.ckpt")
+        ckpt_path = os.path.join(config.checkpoint.dirpath or "", "last.ckpt")
     if ckpt_path and not os.path.exists(ckpt_path):
         raise ValueError(
-            f"--ckpt_path={config.ckpt_path}: there is no {ckpt_path} to go on from; leave it out to start anew"
+            f"--ckpt_path={config.ckpt_path}: there is no {ckpt_path} to go on from; leave the option out to start anew"
         )
     if cli.trainer.local_rank == 0:
         cli.datamodule.prepare_data()
@@ -65,7 +66,7 @@ def train(cli: CLI, ckpt_path: str | None) -> None:
         save_atomically({name: weight.cpu() for name, weight in network.state_dict().items()}, model_path)
         tensorboard = shutil.which("tensorboard") or Path(sys.executable).with_name("tensorboard")
         print(f"""
-test accuracy     {trainer.callback_metrics["test_acc"]:.1%} on {cli.datamodule.description}
+test accuracy     {trainer.callback_metrics.get("test_acc", math.nan):.1%} on {cli.datamodule.description}
 speed             {cli.metrics.images_per_second:.0f} images per second in training
 model             {model_path}
 checkpoints       {checkpoint_dir}

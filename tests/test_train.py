@@ -16,8 +16,10 @@ import pytest
 import torch
 import torchvision
 import yaml
+from cifar10 import SyntheticCIFAR10DataModule
 from conftest import ENVIRONMENT, ROOT, SYNTHETIC, TINY, epoch_lines, run_train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import Tiny
 
 TINY_RUN = (*SYNTHETIC, *TINY)
 
@@ -167,7 +169,8 @@ def test_a_scheduler_steps_every_step_where_asked(tmp_path):
     rates = [value for _, value in scalars(tmp_path / "logs/tensorboard/tutorial/version_0")["lr"]]
     assert len(rates) == 32
     assert max(rates) == pytest.approx(0.01, rel=1e-3)
-    assert rates[-1] < 1e-6
+    assert rates[0] == pytest.approx(0.01 / 25)
+    assert rates[-1] == pytest.approx(0.01 / 25 / 1e4, rel=1e-3)
 
 
 def test_the_model_goes_where_sagemaker_says_unless_the_command_line_says_otherwise(tmp_path):
@@ -222,6 +225,17 @@ def test_two_processes_train_as_one_with_the_double_batch(tmp_path):
 def test_resnet18_is_the_default_and_its_weights_load_into_torchvisions_network(tmp_path):
     run_train(*SYNTHETIC, "--trainer.limit_train_batches=2", "--trainer.max_epochs=1", cwd=tmp_path)
     torchvision.models.resnet18(num_classes=10).load_state_dict(weights(tmp_path / "logs/checkpoints"))
+
+
+def test_the_exported_weights_in_a_fresh_network_give_the_accuracy_that_was_printed(finished):
+    directory, output = finished
+    module = SyntheticCIFAR10DataModule(num_train_images=601, num_test_images=101, val_split=101)
+    module.setup()
+    model = Tiny(num_classes=10)
+    model.network.load_state_dict(weights(directory / "logs/checkpoints"))
+    images, labels = module.batch("test", torch.arange(101))
+    accuracy = (model(images).argmax(dim=1) == labels).float().mean().item()
+    assert accuracy == pytest.approx(float(re.search(r"test_acc=(\S+)", output)[1]), abs=1e-5)
 
 
 def test_help_explains_the_options_of_trainer_logger_checkpoint_data_model_optimizer_and_scheduler(tmp_path):

@@ -1,0 +1,69 @@
+"""The README's commands, run in order as printed, on few images; and the files that must agree with each other."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ENVIRONMENT, ROOT, run_train
+
+README = (ROOT / "README.md").read_text()
+
+
+def commands(word: str) -> list[str]:
+    return [block for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if word in block]
+
+
+def test_the_training_commands_work_as_printed(tmp_path, archive):
+    (tmp_path / ".cache").symlink_to(archive.parent)
+    (tmp_path / "app").symlink_to(ROOT / "app")
+    environment = ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    assert len(commands("app/train.py")) == 5
+    for command in commands("app/train.py"):
+        small = " --data.verify=false --data.val_split=10"
+        if "--trainer.devices=2" not in command:
+            small += " --trainer.accelerator=cpu --trainer.devices=1"  # the seed's command asks for a GPU
+        result = subprocess.run(
+            command.rstrip() + small, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+        assert re.search(r"^test accuracy +[\d.]+% on CIFAR-10$", result.stdout, re.MULTILINE)
+    assert (tmp_path / "logs/checkpoints/model.pt").exists()
+
+
+def test_make_train_reaches_90_percent(tmp_path):
+    (command,) = re.findall(r"app/train\.py (--config .*)", (ROOT / "Makefile").read_text())
+    config = command.replace("app/", f"{ROOT}/app/").split()
+    threads = {name: value for name, value in ENVIRONMENT.items() if name != "OMP_NUM_THREADS"}
+    output = run_train(*config, cwd=tmp_path, env=threads).stdout
+    assert float(re.search(r"test accuracy +([\d.]+)%", output)[1]) >= 90
+
+
+def test_make_help_lists_every_command():
+    output = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make ([a-z-]+)", output)) == targets
+
+
+def test_the_conda_environment_installs_the_same_list():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *packages, pip = environment["dependencies"]
+    assert environment["name"] == "sagemaker-tutorial"
+    assert packages == ["python=3.11", "pip"]
+    assert pip == {"pip": ["-r requirements.txt"]}
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_every_dependency_is_pinned(name):
+    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    requirements = [line for line in lines if line and not line.startswith("-r")]
+    assert all(re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+", line) for line in requirements)
+
+
+def test_every_link_to_a_file_leads_somewhere():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
