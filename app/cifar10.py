@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -39,6 +40,13 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
+def check_least(least: int, **values: int) -> None:
+    """Raises ValueError for a value that is smaller than `least`."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name}={value} is out of range: it must be at least {least}")
+
+
 class IndexLoader:
     """Yields this rank's sample indices, batch by batch, as int64 tensors.
 
@@ -51,8 +59,7 @@ class IndexLoader:
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
-        if seed is not None:
-            self.sampler = self  # where Lightning looks for set_epoch
+        self.batch_sampler = SimpleNamespace(sampler=self)  # where Lightning looks for set_epoch
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -184,9 +191,8 @@ class CIFAR10DataModule(LightningDataModule):
         url: str = CIFAR10.url,
     ):
         super().__init__()
-        for name, value, least in ("batch_size", batch_size, 1), ("val_split", val_split, 1), ("seed", seed, 0):
-            if value < least:
-                raise ValueError(f"{name}={value} is out of range: it must be at least {least}")
+        check_least(1, batch_size=batch_size, val_split=val_split)
+        check_least(0, seed=seed)
         self.data_dir, self.batch_size, self.val_split = Path(data_dir), batch_size, val_split
         self.normalize, self.augment, self.seed = normalize, augment, seed
         self.verify, self.url = verify, url
@@ -308,6 +314,7 @@ class SyntheticCIFAR10DataModule(CIFAR10DataModule):
 
     def __init__(self, num_train_images: int = 50000, num_test_images: int = 10000, **kwargs):
         super().__init__(**kwargs)
+        check_least(1, num_train_images=num_train_images, num_test_images=num_test_images)
         self.num_train_images, self.num_test_images = num_train_images, num_test_images
 
     def read(self) -> tuple[Tensor, Tensor, int]:

@@ -89,7 +89,8 @@ class Metrics(Callback):
 
     def _add_train_sums(self, trainer: Trainer) -> list[float]:
         """Adds `_take_sums` to those of the epoch, and returns them."""
-        sums = self._take_sums(trainer)
+        loss, *counts = self._take_sums(trainer)
+        sums = [loss * trainer.accumulate_grad_batches, *counts]  # by which Lightning has divided the loss
         self._train_sums = [total + value for total, value in zip(self._train_sums, sums, strict=True)]
         return sums
 

@@ -17,7 +17,7 @@ class Classifier(LightningModule):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)
+        return self.network(images.to(self.dtype))  # which --trainer.precision may have changed
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor | int]:
         images, labels = batch

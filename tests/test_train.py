@@ -173,6 +173,14 @@ def test_a_scheduler_steps_every_step_where_asked(tmp_path):
     assert rates[-1] == pytest.approx(0.01 / 25 / 1e4, rel=1e-3)
 
 
+def test_the_loss_is_that_of_the_images_however_many_batches_make_a_step(tmp_path):
+    # Weights that stay as they are have the same loss on all images.
+    output = run_train(*TINY_RUN, "--optimizer.lr=0", "--trainer.accumulate_grad_batches=4", cwd=tmp_path).stdout
+    first, _ = epoch_lines(output)
+    assert first["step"] == 4
+    assert first["train_loss"] == pytest.approx(first["val_loss"], rel=0.05)
+
+
 def test_the_model_goes_where_sagemaker_says_unless_the_command_line_says_otherwise(tmp_path):
     environment = ENVIRONMENT | {"SM_MODEL_DIR": str(tmp_path / "container")}
     run_train(*TINY_RUN, cwd=tmp_path, env=environment)
