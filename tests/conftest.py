@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
 
 # One thread per process: pytest runs two tests at a time, and threads that outnumber the cores wait for each other.
+torch.set_num_threads(1)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
 ENVIRONMENT = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("SM_")}
 

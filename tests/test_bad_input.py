@@ -107,7 +107,7 @@ def test_an_archive_with_another_checksum_is_refused_and_the_way_around_named(ar
     assert "--data.verify=false" in line
 
 
-@pytest.mark.parametrize("num_bytes", [0, 100, -100])
+@pytest.mark.parametrize("num_bytes", [100, -100])
 def test_a_truncated_archive_is_refused_also_without_verification(archive, num_bytes):
     archive.write_bytes(archive.read_bytes()[:num_bytes])
     assert "--data.verify=false" in error_line("--data.data_dir=.", cwd=archive.parent)
