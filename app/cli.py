@@ -9,10 +9,12 @@ import re
 import sys
 import warnings
 from argparse import SUPPRESS
+from functools import reduce
 from inspect import signature
 from itertools import chain
+from operator import or_
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from cifar10 import CIFAR10DataModule, SyntheticCIFAR10DataModule
@@ -140,6 +142,11 @@ class CLI(LightningCLI):
         interval.help = "How often the learning-rate scheduler steps."
         path = parser.add_argument("--trainer.weights_save_path", type=str | None)
         path.help = "Another name for --checkpoint.dirpath, as in Lightning 1."
+        for action in parser._actions:
+            # typing caches Union[float, int] and Union[int, float] as one, so that 1 (batch) could become 1.0 (all).
+            kinds = get_args(getattr(action, "_typehint", None))
+            if {int, float} <= set(kinds):
+                action._typehint = reduce(or_, sorted(kinds, key=lambda kind: kind is not int))
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: Parser, args: Any) -> None:

@@ -171,6 +171,13 @@ def test_a_scheduler_steps_every_step_where_asked(tmp_path):
     assert rates[-1] == pytest.approx(0.01 / 25 / 1e4, rel=1e-3)
 
 
+def test_a_limit_of_1_is_one_batch_and_of_1_0_all_of_them(tmp_path):
+    limits = ("--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1.0", "--trainer.limit_test_batches=0.5")
+    config = yaml.safe_load(run_train(*limits, "--print_config", cwd=tmp_path).stdout)
+    found = [config["trainer"][f"limit_{stage}_batches"] for stage in ("train", "val", "test")]
+    assert [repr(limit) for limit in found] == ["1", "1.0", "0.5"]
+
+
 def test_the_loss_is_that_of_the_images_however_many_batches_make_a_step(tmp_path):
     # Weights that stay as they are have the same loss on all images.
     output = run_train(*TINY_RUN, "--optimizer.lr=0", "--trainer.accumulate_grad_batches=4", cwd=tmp_path).stdout
