@@ -258,5 +258,7 @@ def test_help_explains_the_options_of_trainer_logger_checkpoint_data_model_optim
         *("--data.batch_size", "--data.num_train_images", "--optimizer.lr", "--optimizer.momentum", "--lr_scheduler"),
         *("--lr_scheduler.max_lr", "--lr_scheduler_interval", "--model", "--ckpt_path", "--model_dir"),
     ):
-        assert re.search(rf"^  {option}[ ,][^\n]*\n? +\S.*\(.*type: ", output, re.MULTILINE | re.DOTALL), option
+        explanation = re.search(rf"^  {option}[ ,].*(?:\n {{4,}}.*)*", output, re.MULTILINE)[0]
+        assert len(explanation.split()) > 6, explanation  # more than its name, type and default
+        assert "type:" in explanation
     assert "Images per process and step" in output
