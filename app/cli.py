@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 from argparse import SUPPRESS
+from datetime import timedelta
 from functools import reduce
 from inspect import signature
 from itertools import chain
@@ -19,13 +20,16 @@ from typing import Any, Literal, NoReturn, get_args
 import torch
 from cifar10 import CIFAR10DataModule, SyntheticCIFAR10DataModule
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveFloat
+from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from metrics import Metrics
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeUnion, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 from resnet import ResNet18
-from sagemaker_env import default_args
+from sagemaker_env import SageMakerEnvironment, report_failure, sagemaker_args
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -53,7 +57,9 @@ def exit_with(error: Exception) -> NoReturn:
         error = error.__cause__
     if "JSONARGPARSE_DEBUG" in os.environ:
         raise error
-    print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+    message = f"train.py: error: {' '.join(str(error).split())}"
+    report_failure(message)
+    print(message, file=sys.stderr)
     sys.exit(2)
 
 
@@ -112,7 +118,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class CLI(LightningCLI):
-    """Defaults < train.yaml < the container's folders < --config and options on the command line, in their order."""
+    """Defaults < train.yaml < SageMaker's folders < --config and options on the command line, in their order."""
 
     def __init__(self):
         super().__init__(
@@ -140,6 +146,8 @@ class CLI(LightningCLI):
         parser.add_argument("--model_dir", type=str | None, help="Folder for model.pt, if not beside the checkpoints.")
         interval = parser.add_argument("--lr_scheduler_interval", type=Literal["epoch", "step"], default="epoch")
         interval.help = "How often the learning-rate scheduler steps."
+        timeout = parser.add_argument("--process_group_timeout", type=PositiveFloat, default=300.0)
+        timeout.help = "Seconds that processes wait for each other before they give up."
         path = parser.add_argument("--trainer.weights_save_path", type=str | None)
         path.help = "Another name for --checkpoint.dirpath, as in Lightning 1."
         for action in parser._actions:
@@ -150,7 +158,11 @@ class CLI(LightningCLI):
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: Parser, args: Any) -> None:
-        self.config = parser.parse_args(default_args() + sys.argv[1:])
+        args = sagemaker_args(sys.argv[1:])
+        if TorchElasticEnvironment.detect():
+            num_nodes, devices = os.environ["GROUP_WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
+            args = [f"--trainer.num_nodes={num_nodes}", f"--trainer.devices={devices}", *args]
+        self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
         if path := self.config.trainer.pop("weights_save_path"):
@@ -170,6 +182,10 @@ class CLI(LightningCLI):
         check_devices(config.accelerator, config.devices)
         if config.enable_progress_bar is None:
             config.enable_progress_bar = sys.stdout.isatty()
+        timeout = self.config_init.process_group_timeout
+        StrategyRegistry.register("ddp", DDPStrategy, override=True, timeout=timedelta(seconds=timeout))
+        if SageMakerEnvironment.detect():
+            config.plugins = [SageMakerEnvironment(timeout), *(config.plugins or [])]
         if config.logger is None:
             config.logger = self.config_init.logger
         if config.enable_checkpointing is False:

@@ -1,8 +1,97 @@
-"""What a SageMaker container says in its environment, as command-line options of train.py."""
+"""What SageMaker says in the environment of its containers: the hosts of a job for Lightning, its folders for train.py.
 
+To train a project of your own on SageMaker, copy this file and make the Trainer with
+
+    Trainer(plugins=[SageMakerEnvironment()] if SageMakerEnvironment.detect() else [], num_nodes=..., ...)
+"""
+
+import contextlib
+import json
 import os
+import socket
+import time
+from pathlib import Path
+
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
 
-def default_args() -> list[str]:
-    """Options for the container's folders, to be placed before the person's own; none outside of SageMaker."""
-    return [f"--model_dir={os.environ['SM_MODEL_DIR']}"] if "SM_MODEL_DIR" in os.environ else []
+class SageMakerEnvironment(LightningEnvironment):
+    """The hosts of a SageMaker job, one container each, in which Lightning starts a process per GPU.
+
+    Not for processes that torchrun has started: Lightning's own TorchElasticEnvironment describes those.
+
+    Args:
+        timeout: Seconds to wait until the names of all hosts can be resolved.
+
+    Raises:
+        TimeoutError: One of them still cannot.
+    """
+
+    def __init__(self, timeout: float = 300.0):
+        super().__init__()
+        self.hosts: list[str] = json.loads(os.environ["SM_HOSTS"])
+        if interface := os.environ.get("SM_NETWORK_INTERFACE_NAME"):
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        deadline = time.monotonic() + timeout
+        for host in self.hosts:
+            while not can_resolve(host):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"host {host} of {', '.join(self.hosts)} has not come up within {timeout:g} s")
+                time.sleep(1)
+
+    @staticmethod
+    def detect() -> bool:
+        return "SM_HOSTS" in os.environ and not TorchElasticEnvironment.detect()
+
+    @property
+    def main_address(self) -> str:
+        return self.hosts[0]
+
+    @property
+    def main_port(self) -> int:
+        return int(os.environ.get("MASTER_PORT", 29500))  # Lightning's random one would differ from host to host
+
+    def node_rank(self) -> int:
+        return self.hosts.index(os.environ["SM_CURRENT_HOST"])
+
+    def validate_settings(self, num_devices: int, num_nodes: int) -> None:
+        if num_nodes != len(self.hosts):
+            raise ValueError(f"--trainer.num_nodes={num_nodes}: the SageMaker job has {len(self.hosts)} hosts")
+
+
+def can_resolve(host: str) -> bool:
+    """Whether DNS knows the host yet, which can take a while after its start."""
+    try:
+        return bool(socket.gethostbyname(host))
+    except OSError:
+        return False
+
+
+def sagemaker_args(args: list[str]) -> list[str]:
+    """Command-line arguments of train.py, preceded by options for the job's hosts and folders; as given elsewhere."""
+    if "SM_HOSTS" not in os.environ:
+        return args
+    output_dir = os.environ["SM_OUTPUT_DATA_DIR"]
+    checkpoint_dir = Path(os.environ["SM_MODEL_DIR"]).with_name("checkpoints")  # is there if the job asks for it
+    options = {
+        "checkpoint.dirpath": checkpoint_dir if checkpoint_dir.is_dir() else f"{output_dir}/checkpoints",
+        "logger.save_dir": f"{output_dir}/tensorboard",
+        "model_dir": os.environ["SM_MODEL_DIR"],
+        "trainer.enable_progress_bar": "false",
+        "trainer.num_nodes": len(json.loads(os.environ["SM_HOSTS"])),
+    }
+    if "SM_CHANNEL_TRAINING" in os.environ:
+        options["data.data_dir"] = os.environ["SM_CHANNEL_TRAINING"]
+    names = args[::2]
+    if len(args) % 2 == 0 and all(name.startswith("--") and "=" not in name for name in names):
+        # The toolkit separates names and values, so that a value like -1e-3 would be taken for an option.
+        args = [f"{name}={value}" for name, value in zip(names, args[1::2], strict=True)]
+    return [f"--{name}={value}" for name, value in options.items()] + args
+
+
+def report_failure(reason: str) -> None:
+    """Gives SageMaker the reason of a failure (it shows 1,024 characters), unless another process has been first."""
+    if "SM_OUTPUT_DIR" in os.environ:
+        with contextlib.suppress(OSError), open(Path(os.environ["SM_OUTPUT_DIR"], "failure"), "x") as file:
+            file.write(reason)

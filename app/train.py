@@ -18,6 +18,7 @@ from pathlib import Path
 from cli import CLI, exit_with
 from files import check_writable, save_atomically
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from sagemaker_env import report_failure
 
 
 def main() -> None:
@@ -76,4 +77,8 @@ TensorBoard logs  {log_dir}, which this command shows:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:
+        report_failure(f"{type(error).__name__}: {error}")
+        raise
