@@ -1,12 +1,10 @@
 """Training on SageMaker's hosts, which its real toolkit plays on this machine, without Docker."""
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import SYNTHETIC, TINY, epoch_lines
+from conftest import SYNTHETIC, TINY
 from toolkit import Host, free_port
 
 HYPERPARAMETERS = dict(option.removeprefix("--").split("=") for option in TINY + SYNTHETIC) | {"data.batch_size": "20"}

@@ -1,0 +1,338 @@
+"""Trains with SageMaker's Python SDK: app/train.py, in containers of the image sagemaker-tutorial on this machine.
+
+In one container, on all GPUs:  python run_sagemaker.py
+In four, on the CPU:            python run_sagemaker.py --instance_type=local --instance_count=4 \\
+                                    --hyperparams trainer.accelerator=cpu trainer.devices=1
+What would be started:          python run_sagemaker.py --dry_run
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+
+if TYPE_CHECKING:
+    from sagemaker.pytorch import PyTorch  # takes seconds to import
+
+DEFAULT_HYPERPARAMS = {
+    "data": "CIFAR10DataModule",
+    "optimizer": "Adam",
+    "optimizer.lr": "0.001",
+    "trainer.accelerator": "gpu",
+    "trainer.devices": "-1",
+    "trainer.max_epochs": "5",
+    "logger.name": "tutorial",
+}
+
+APP_DIR = Path(__file__).resolve().parent / "app"
+CPU_HYPERPARAMS = "--hyperparams trainer.accelerator=cpu trainer.devices=1"
+
+
+def main() -> None:
+    options = parse_options()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, interrupt)
+    try:
+        hyperparams = merge_hyperparams(options.hyperparams)
+        check_options(options, hyperparams)
+        compose = [] if options.dry_run else check_machine(options)
+        check = start_check(hyperparams)
+        with tempfile.TemporaryDirectory(prefix="sagemaker-", ignore_cleanup_errors=True) as container_root:
+            estimator = make_estimator(options, hyperparams, str(Path(container_root).resolve()))
+            request = make_request(estimator, as_uri(options.input_path))
+            finish_check(check)
+            if options.dry_run:
+                print_plan(request, hyperparams)
+            else:
+                train_locally(estimator, as_uri(options.input_path), compose)
+    except ValueError as error:
+        exit_with(error, 2)
+    except Interrupted as error:
+        exit_with(error, 128 + error.signum)
+    except RuntimeError as error:
+        exit_with(error, 1)
+
+
+def parse_options() -> Namespace:
+    parser = Parser(prog="run_sagemaker.py", usage="python run_sagemaker.py [options]", allow_abbrev=False)
+    parser.description = "Trains with app/train.py in SageMaker's containers on this machine."
+    parser.add_argument(
+        "--image_uri", default="sagemaker-tutorial", help="Image that ./docker/build-image.sh has made."
+    )
+    parser.add_argument("--role", type=str | None, help="ARN of SageMaker's execution role; not needed locally.")
+    kinds = "local_gpu for a container with all GPUs of this machine, local for containers without."
+    parser.add_argument("--instance_type", default="local_gpu", help=kinds)
+    parser.add_argument("--instance_count", type=int, default=1, help="Number of containers, which train one model.")
+    parser.add_argument("--input_path", default=".cache", help="Folder with cifar-10-python.tar.gz.")
+    parser.add_argument("--output_path", default="output", help="Folder for model.tar.gz and output.tar.gz.")
+    hyperparams = parser.add_argument("--hyperparams", nargs="*", default=[], metavar="KEY=VALUE")
+    hyperparams.help = (
+        "Options of app/train.py without their dashes. They override the DEFAULT_HYPERPARAMS, "
+        f"{' '.join(f'{key}={value}' for key, value in DEFAULT_HYPERPARAMS.items())}; key=null removes one of these."
+    )
+    parser.add_argument("--dry_run", action=ActionYesNo, help="Check and print all that would be started, and end.")
+    return parser.parse_args()
+
+
+class Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        exit_with(f"{message}; --help explains all options", 2)
+
+
+class Interrupted(Exception):
+    """Takes the place of KeyboardInterrupt, which the SDK's `finally: return` would swallow."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)  # the containers are being removed
+    raise Interrupted(signum)
+
+
+def exit_with(error: Exception | str, code: int) -> NoReturn:
+    message = str(error) if code == 1 else " ".join(str(error).split())
+    print(f"run_sagemaker.py: error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def run(*command: str) -> subprocess.CompletedProcess:
+    """Runs a command to its end, whatever its exit code, and keeps what it prints."""
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+
+
+def merge_hyperparams(items: list[str]) -> dict[str, str]:
+    """DEFAULT_HYPERPARAMS, overridden by `key=value` items."""
+    hyperparams = dict(DEFAULT_HYPERPARAMS)
+    for item in items:
+        key, separator, value = item.partition("=")
+        if not (key and separator):
+            raise ValueError(f"--hyperparams {item}: must be key=value, such as trainer.max_epochs=1")
+        hyperparams[key] = value
+    return {key: value for key, value in hyperparams.items() if value != "null"}
+
+
+def check_options(options: Namespace, hyperparams: dict[str, str]) -> None:
+    """Raises ValueError for what is wrong whatever the machine."""
+    if options.instance_type not in ("local", "local_gpu"):
+        raise ValueError(f"--instance_type={options.instance_type}: must be local or local_gpu")
+    if options.instance_count < 1:
+        raise ValueError(f"--instance_count={options.instance_count}: must be 1 or more")
+    if options.instance_type == "local_gpu" and options.instance_count > 1:
+        raise ValueError(
+            f"--instance_type=local_gpu --instance_count={options.instance_count}: one container takes all GPUs; "
+            f"several train on the CPU, with --instance_type=local {CPU_HYPERPARAMS}"
+        )
+    if options.instance_type == "local" and hyperparams.get("trainer.accelerator") == "gpu":
+        raise ValueError(
+            f"--instance_type=local: its containers have no GPU, but trainer.accelerator=gpu; add {CPU_HYPERPARAMS}"
+        )
+    if "://" not in options.input_path:
+        input_dir = Path(options.input_path)
+        if not input_dir.is_dir():
+            raise ValueError(f"--input_path={input_dir}: there is no such folder; README.md says how to fill it")
+        archive = input_dir / "cifar-10-python.tar.gz"
+        if hyperparams.get("data") == "CIFAR10DataModule" and not archive.is_file():
+            raise ValueError(
+                f"--input_path={input_dir}: there is no {archive.name} in it; README.md says how to get it"
+            )
+
+
+def check_machine(options: Namespace) -> list[str]:
+    """Raises ValueError for what is missing on this machine; returns the command of Docker Compose."""
+    if options.instance_type == "local_gpu" and not (
+        shutil.which("nvidia-smi") and "GPU 0" in run("nvidia-smi", "-L").stdout
+    ):
+        raise ValueError(
+            "--instance_type=local_gpu: nvidia-smi finds no GPU; "
+            f"train on the CPU with --instance_type=local {CPU_HYPERPARAMS}"
+        )
+    if not shutil.which("docker"):
+        raise ValueError("there is no `docker` on this machine; see https://docs.docker.com/engine/install/")
+    version = run("docker", "version")
+    if version.returncode:
+        raise ValueError(f"Docker is not running, or not for you: {version.stdout.strip().splitlines()[-1]}")
+    if not run("docker", "compose", "version").returncode:
+        compose = ["docker", "compose"]
+    elif shutil.which("docker-compose"):
+        compose = ["docker-compose"]
+    else:
+        raise ValueError("there is no Docker Compose on this machine; see https://docs.docker.com/compose/install/")
+    if "/" not in options.image_uri and run("docker", "image", "inspect", options.image_uri).returncode:
+        raise ValueError(f"--image_uri={options.image_uri}: not built yet; build it with ./docker/build-image.sh")
+    return compose
+
+
+def start_check(hyperparams: dict[str, str]) -> subprocess.Popen:
+    """Starts train.py with the options that each container will give it, only to parse them."""
+    args = [f"--{key}={value}" for key, value in sorted(hyperparams.items())]
+    command = [sys.executable, "train.py", *args, "--print_config"]
+    return subprocess.Popen(command, cwd=APP_DIR, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish_check(check: subprocess.Popen) -> None:
+    """Raises ValueError if train.py would not accept its options."""
+    _, errors = check.communicate()
+    if check.returncode:
+        raise ValueError(f"--hyperparams: {errors.strip().splitlines()[-1].removeprefix('train.py: error: ')}")
+
+
+def as_uri(path: str) -> str:
+    return path if "://" in path else f"file://{Path(path).absolute()}"
+
+
+def make_estimator(options: Namespace, hyperparams: dict[str, str], container_root: str) -> "PyTorch":
+    """The SDK's Estimator, which keeps its temporary files in `container_root`."""
+    os.environ["SAGEMAKER_SUPPRESS_V2_WARNING"] = "1"
+    for name in ("sagemaker", "sagemaker.config"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    excepthook = sys.excepthook
+    import boto3
+    from sagemaker.config import load_sagemaker_config
+    from sagemaker.local import LocalSession
+    from sagemaker.pytorch import PyTorch
+
+    sys.excepthook = excepthook  # which the SDK has replaced
+
+    config = {"SchemaVersion": "1.0"} | load_sagemaker_config()
+    modules = config.setdefault("SageMaker", {}).setdefault("PythonSDK", {}).setdefault("Modules", {})
+    modules["TelemetryOptOut"] = True
+    region = boto3.Session().region_name or os.environ.get("AWS_REGION", "us-east-1")
+    session = LocalSession(boto3.Session(region_name=region), sagemaker_config=config)
+    session.config = {"local": {"local_code": True, "container_root": container_root}}
+    return PyTorch(
+        entry_point="train.py",
+        source_dir=str(APP_DIR),
+        image_uri=options.image_uri,
+        role=options.role or "arn:aws:iam::000000000000:role/not-needed-locally",
+        instance_type=options.instance_type,
+        instance_count=options.instance_count,
+        output_path=as_uri(options.output_path),
+        hyperparameters=dict(hyperparams),  # to which the SDK adds its own
+        container_log_level=logging.WARNING,
+        debugger_hook_config=False,
+        disable_profiler=True,
+        sagemaker_session=session,
+    )
+
+
+def make_request(estimator: "PyTorch", input_uri: str) -> dict[str, Any]:
+    """The SDK's CreateTrainingJob request, without sending it.
+
+    Raises:
+        ValueError: It has more hyperparameters than SageMaker allows.
+    """
+    requests = []
+
+    class Recorder:
+        def create_training_job(self, **request: Any) -> None:
+            requests.append(request)
+
+    session = estimator.sagemaker_session
+    client, session.sagemaker_client = session.sagemaker_client, Recorder()
+    estimator.fit({"training": input_uri}, wait=False)
+    session.sagemaker_client = client
+    num_hyperparams = len(requests[0]["HyperParameters"])
+    if num_hyperparams > 100:
+        raise ValueError(f"--hyperparams: {num_hyperparams}, the SDK's own included; SageMaker allows 100")
+    return requests[0]
+
+
+def print_plan(request: dict[str, Any], hyperparams: dict[str, str]) -> None:
+    print(json.dumps(request, indent=2))
+    args = [word for key, value in sorted(hyperparams.items()) for word in (f"--{key}", value)]
+    print(f"\nEach container runs:\npython -- train.py {shlex.join(args)}")
+
+
+def train_locally(estimator: "PyTorch", input_uri: str, compose: list[str]) -> None:
+    """Trains in containers of this machine, and removes them whatever happens.
+
+    Raises:
+        RuntimeError: A container failed; the message names it and repeats its last lines.
+    """
+    from sagemaker.local import image, local_session
+
+    rootless = "rootless" in run("docker", "info", "--format", "{{.SecurityOptions}}").stdout
+    user = {} if rootless else {"user": f"{os.getuid()}:{os.getgid()}"}  # to whom the files will belong
+
+    class Containers(image._SageMakerContainer):
+        """Mends what the SDK's own class does wrong for us."""
+
+        succeeded = False
+
+        @staticmethod
+        def _get_compose_cmd_prefix() -> list[str]:
+            return list(compose)  # the SDK knows version 2 only: aws/sagemaker-python-sdk #5739, #4137
+
+        def _compose(self, detached: bool = False) -> list[str]:
+            return [*super()._compose(detached), "--no-color"]
+
+        def _create_docker_host(self, host: str, *args: Any) -> dict[str, Any]:
+            Path(self.container_root, "model").mkdir(exist_ok=True)  # Docker would make it, as root
+            service = super()._create_docker_host(host, *args)
+            return service | user | {"container_name": host, "shm_size": "2gb", "tty": False}
+
+        def train(self, *args: Any) -> str:
+            image._stream_output = self.stream_output  # the SDK's own loses the last lines
+            try:
+                return super().train(*args)
+            finally:
+                file = Path(self.container_root, image.DOCKER_COMPOSE_FILENAME)
+                run(*compose, "-f", str(file), "down", "--volumes")
+
+        def stream_output(self, process: subprocess.Popen) -> None:
+            """Prints the containers' log, and what Compose itself says only if there is no container to blame."""
+            remarks = []
+            for line in process.stdout:
+                text = line.decode(errors="replace")
+                if text.startswith(image.CONTAINER_PREFIX):
+                    print(text, end="", flush=True)
+                else:
+                    remarks.append(text)
+            if process.wait():
+                raise RuntimeError(self.find_failure() or f"Docker Compose failed:\n{''.join(remarks[-10:])}")
+            self.succeeded = True
+
+        def find_failure(self) -> str:
+            """Name, exit code and last lines of the container that ended first without success, if there is one."""
+            failures = []
+            for host in self.hosts:
+                state = run("docker", "inspect", "--format", "{{.State.FinishedAt}} {{.State.ExitCode}}", host)
+                with contextlib.suppress(ValueError):  # there is no such container
+                    finished_at, code = state.stdout.split()
+                    if int(code):
+                        failures.append((finished_at.rstrip("Z"), host, code))
+            if not failures:
+                return ""
+            _, host, code = min(failures)
+            log = run("docker", "logs", "--tail", "10", host).stdout
+            return f"container {host} failed with exit code {code}; its last lines:\n{log}"
+
+        def retrieve_artifacts(self, *args: Any) -> str:
+            # After a failure the SDK would overwrite the model of an earlier run with an empty one.
+            return super().retrieve_artifacts(*args) if self.succeeded else ""
+
+    local_session._SageMakerContainer = Containers
+    estimator.fit({"training": input_uri}, wait=False)
+    model = estimator.model_data.removeprefix("file://")
+    print(
+        f"\nmodel   {model}\noutput  {model.replace('model.tar.gz', 'output.tar.gz')} (checkpoints, TensorBoard logs)"
+    )
+
+
+if __name__ == "__main__":
+    main()
