@@ -284,6 +284,8 @@ def train_locally(estimator: "PyTorch", input_uri: str, compose: list[str]) -> N
         def _create_docker_host(self, host: str, *args: Any) -> dict[str, Any]:
             Path(self.container_root, "model").mkdir(exist_ok=True)  # Docker would make it, as root
             service = super()._create_docker_host(host, *args)
+            num_threads = max(1, os.cpu_count() // self.instance_count)  # more than there are cores wait for each other
+            service["environment"] = [*service["environment"], f"OMP_NUM_THREADS={num_threads}"]
             return service | user | {"container_name": host, "shm_size": "2gb", "tty": False}
 
         def train(self, *args: Any) -> str:

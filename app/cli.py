@@ -185,7 +185,9 @@ class CLI(LightningCLI):
         timeout = self.config_init.process_group_timeout
         StrategyRegistry.register("ddp", DDPStrategy, override=True, timeout=timedelta(seconds=timeout))
         if SageMakerEnvironment.detect():
-            config.plugins = [SageMakerEnvironment(timeout), *(config.plugins or [])]
+            environment = SageMakerEnvironment(timeout)
+            environment.validate_settings(num_devices=1, num_nodes=config.num_nodes)
+            config.plugins = [environment, *(config.plugins or [])]
         if config.logger is None:
             config.logger = self.config_init.logger
         if config.enable_checkpointing is False:

@@ -15,10 +15,12 @@ import shutil
 import sys
 from pathlib import Path
 
+import torch
 from cli import CLI, exit_with
 from files import check_writable, save_atomically
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from sagemaker_env import report_failure
+from torch.distributed import DistNetworkError, DistStoreError
 
 
 def main() -> None:
@@ -33,6 +35,9 @@ def main() -> None:
         if error.errno != errno.ENOSPC:
             raise
         exit_with(error)
+    except (DistNetworkError, DistStoreError) as error:
+        limit = f"--process_group_timeout={cli.config.process_group_timeout:g} seconds"
+        exit_with(TimeoutError(f"the processes have not found, or have lost, each other within {limit}: {error}"))
 
 
 def prepare(cli: CLI) -> str | None:
@@ -58,7 +63,9 @@ def train(cli: CLI, ckpt_path: str | None) -> None:
     trainer, model = cli.trainer, cli.model
     trainer.fit(model, cli.datamodule, ckpt_path=ckpt_path)
     best_model_path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    trainer.test(model, cli.datamodule, ckpt_path=best_model_path or None, verbose=False)
+    if best_model_path and trainer.is_global_zero:  # only its host has the file; DDP sends the weights to the others
+        model.load_state_dict(torch.load(best_model_path, map_location="cpu", weights_only=False)["state_dict"])
+    trainer.test(model, cli.datamodule, verbose=False)
     log_dir = trainer.log_dir  # a collective operation
     checkpoint_dir = cli.config.checkpoint.dirpath or log_dir
     model_path = Path(cli.config.model_dir or checkpoint_dir, "model.pt")

@@ -10,9 +10,11 @@ import psutil
 
 def main(command: list[str]) -> int:
     """Runs `command` and returns its exit code, 128 + n if signal n ended it."""
-    process = psutil.Popen(command)
+    process = None
 
     def forward(signum: int, frame: FrameType | None) -> None:
+        if process is None:
+            sys.exit(128 + signum)
         # SageMaker's toolkit, `train`, would die of the signal at once, and with it the container, before the ranks
         # that it has started can react.
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -22,6 +24,7 @@ def main(command: list[str]) -> int:
                     receiver.send_signal(signum)
 
     signal.signal(signal.SIGTERM, forward)
+    process = psutil.Popen(command)
     code = process.wait()
     return code if code >= 0 else 128 - code
 
