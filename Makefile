@@ -3,28 +3,36 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 help:  ## List these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 train: .venv/installed  ## Train a ResNet-18 on the CPU, on synthetic images, in about a minute
 	$(BIN)/python app/train.py --config app/synthetic.yaml
 
-test: .venv/installed  ## Run all tests, offline
-	$(BIN)/pytest -n 2
+test: .venv/installed-dev  ## Run all tests, offline
+	$(BIN)/pytest -n 2 -m "not docker"
 
-check: .venv/installed  ## Check format and style of Python and shell
+test-docker: .venv/installed-dev  ## Build the image and run the tests that need a Docker Engine
+	$(BIN)/pytest -m docker
+
+check: .venv/installed-dev  ## Check format and style of Python and shell
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/shellcheck .ci/run
+	$(BIN)/shellcheck .ci/run docker/*.sh
 
-bench: .venv/installed  ## Measure the input pipeline and Lightning's overhead
+bench: .venv/installed-dev  ## Measure the input pipeline and Lightning's overhead
 	$(BIN)/python tests/bench.py
 
-.venv/installed: requirements.txt requirements-dev.txt
+.venv/installed: requirements.txt requirements-laptop.txt
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("Python 3.11, 3.12 or 3.13 is needed, not " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	@echo 'Installing into .venv: 7 GB, a few minutes'
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-laptop.txt
+	$(BIN)/pip check
+	@touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt docker/requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	$(BIN)/pip check
 	@touch $@
 
-.PHONY: help train test check bench
+.PHONY: help train test test-docker check bench

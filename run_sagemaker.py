@@ -198,6 +198,8 @@ def as_uri(path: str) -> str:
 def make_estimator(options: Namespace, hyperparams: dict[str, str], container_root: str) -> "PyTorch":
     """The SDK's Estimator, which keeps its temporary files in `container_root`."""
     os.environ["SAGEMAKER_SUPPRESS_V2_WARNING"] = "1"
+    if "://" not in options.input_path + options.output_path:
+        os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # no need to wait there for credentials
     for name in ("sagemaker", "sagemaker.config"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     excepthook = sys.excepthook
@@ -282,8 +284,9 @@ def train_locally(estimator: "PyTorch", input_uri: str, compose: list[str]) -> N
             return [*super()._compose(detached), "--no-color"]
 
         def _create_docker_host(self, host: str, *args: Any) -> dict[str, Any]:
-            Path(self.container_root, "model").mkdir(exist_ok=True)  # Docker would make it, as root
             service = super()._create_docker_host(host, *args)
+            for volume in service["volumes"]:
+                Path(volume.split(":")[0]).mkdir(parents=True, exist_ok=True)  # Docker would do it, as root
             num_threads = max(1, os.cpu_count() // self.instance_count)  # more than there are cores wait for each other
             service["environment"] = [*service["environment"], f"OMP_NUM_THREADS={num_threads}"]
             return service | user | {"container_name": host, "shm_size": "2gb", "tty": False}

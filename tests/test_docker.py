@@ -1,0 +1,225 @@
+"""The tutorial with a real Docker Engine: `make test-docker`."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ENVIRONMENT, ROOT, cifar10_files, write_archive
+
+pytestmark = pytest.mark.docker
+
+CPU = ("--instance_type=local", "--hyperparams", "trainer.accelerator=cpu", "trainer.devices=1")
+TINY = ("model=tiny.Tiny", "data.verify=false", "data.val_split=20", "data.batch_size=5")
+ENDLESS = ("trainer.max_epochs=100000", "trainer.callbacks=tiny.PrintWeights")
+PERSON = 12345  # ID of a user who is not root
+
+
+def docker(*command: str) -> str:
+    """What a docker command prints; it must succeed."""
+    return subprocess.run(["docker", *command], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="session", autouse=True)
+def image() -> None:
+    """The image, built with the tutorial's own command."""
+    subprocess.run([ROOT / "docker/build-image.sh", "--quiet"], check=True)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the project, with a small archive in .cache and the tests' network, owned by a person."""
+    shutil.copytree(ROOT / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("run_sagemaker.py", "tests/tiny.py"):
+        shutil.copy(ROOT / file, tmp_path / ("app" if "tests" in file else "."))
+    (tmp_path / ".cache").mkdir()
+    write_archive(tmp_path / ".cache", cifar10_files())
+    if os.getuid() == 0:
+        for path in (tmp_path, *tmp_path.rglob("*")):
+            os.chown(path, PERSON, PERSON)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path: Path) -> Iterator[None]:
+    """No container, network, temporary folder or file of somebody else may be left."""
+    networks = docker("network", "ls", "--quiet")
+    yield
+    assert docker("ps", "--all", "--quiet") == ""
+    assert docker("network", "ls", "--quiet") == networks
+    assert not list(Path("/tmp").glob("sagemaker-*"))
+    for folder in (tmp_path / "app", tmp_path / "output"):
+        assert {path.stat().st_uid for path in folder.rglob("*")} <= {tmp_path.stat().st_uid}
+
+
+def start(project: Path, *options: str, instance_count: int = 1, **kwargs) -> subprocess.Popen:
+    """Starts `python run_sagemaker.py`; if root does, as the person to whom the project belongs."""
+    command = [sys.executable, "run_sagemaker.py", f"--instance_count={instance_count}", *options]
+    if os.getuid() == 0:
+        docker_group = os.stat("/var/run/docker.sock").st_gid
+        person = [f"--reuid={PERSON}", f"--regid={PERSON}", f"--groups={docker_group}"]
+        # Python itself may be in a folder of root's.
+        capabilities = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+        command = ["/usr/bin/setpriv", *person, *capabilities, *command]
+    env = ENVIRONMENT | {"LOGNAME": "person"} | kwargs.pop("env", {})
+    kwargs = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": env} | kwargs
+    return subprocess.Popen(command, cwd=project, **kwargs)
+
+
+def launch(project: Path, *options: str, code: int = 0, **kwargs) -> str:
+    """What `python run_sagemaker.py` prints; checks its exit code."""
+    process = start(project, *options, **kwargs)
+    log, _ = process.communicate(timeout=300)
+    assert process.returncode == code, log
+    return log
+
+
+def wait_for(text: str, process: subprocess.Popen) -> None:
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"no {text}")
+
+
+def weights(log: str) -> list[str]:
+    return re.findall(r"rank=\d world_size=(\d) weights=(\w+)", log)
+
+
+def saved_model(project: Path) -> dict[str, torch.Tensor]:
+    with tarfile.open(project / "output/model.tar.gz") as tar:
+        return torch.load(tar.extractfile("model.pt"), weights_only=True)
+
+
+def test_the_image_holds_dependencies_only():
+    assert docker("run", "--rm", "sagemaker-tutorial", "ls", "-A", "/opt/ml/code") == ""
+    assert docker("run", "--rm", "sagemaker-tutorial", "ls", "-A", "/root") == ".bashrc\n.profile\n"
+    assert "AWS" not in docker("image", "inspect", "sagemaker-tutorial")
+    docker("run", "--rm", "sagemaker-tutorial", "python", "-m", "pip", "check")
+
+
+def test_another_version_of_one_dependency_does_not_download_torch_again(tmp_path):
+    build = ("--quiet", "--target", "torch", "--file")
+    for file in ("docker", "requirements.txt", ".dockerignore"):
+        copy = shutil.copytree if (ROOT / file).is_dir() else shutil.copy
+        copy(ROOT / file, tmp_path / file)
+    before = docker("build", *build, str(ROOT / "docker/Dockerfile"), str(ROOT))
+    requirements = (ROOT / "requirements.txt").read_text()
+    (tmp_path / "requirements.txt").write_text(requirements.replace("tensorboard==2.21.0", "tensorboard==2.20.0"))
+    assert (tmp_path / "requirements.txt").read_text() != requirements
+    assert docker("build", *build, str(tmp_path / "docker/Dockerfile"), str(tmp_path)) == before
+
+
+def test_the_image_also_trains_without_sagemaker(project):
+    mount = ("--volume", f"{project}:/project", "--workdir", "/project")
+    command = "python app/train.py --data=SyntheticCIFAR10DataModule --data.num_train_images=100 --data.val_split=20"
+    options = ("--data.num_test_images=20", "--model=tiny.Tiny", "--trainer.max_epochs=1")
+    user = f"{project.stat().st_uid}:{project.stat().st_gid}"
+    log = docker("run", "--rm", "--user", user, *mount, "sagemaker-tutorial", *command.split(), *options)
+    assert "test accuracy" in log
+    assert (project / "logs/checkpoints/model.pt").exists()
+
+
+def test_one_container_trains_the_code_as_it_is_now(project):
+    log = launch(project, *CPU, *TINY, "trainer.max_epochs=1")
+    assert "test accuracy" in log and "model   " in log
+    assert saved_model(project)["2.weight"].shape == (10, 192)
+    assert "edited" not in log
+
+    with open(project / "app/resnet.py", "a") as file:
+        file.write('print("this file was edited")\n')
+    assert "this file was edited" in launch(project, *CPU, *TINY, "trainer.max_epochs=1")
+    assert not list(project.rglob("app/__pycache__"))
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_four_containers_train_one_model(project, attempt):
+    log = launch(project, *CPU, *TINY, "trainer.max_epochs=2", "trainer.callbacks=tiny.PrintWeights", instance_count=4)
+    ranks = weights(log)
+    assert [world_size for world_size, _ in ranks] == ["4"] * 4
+    assert len({checksum for _, checksum in ranks}) == 1
+    assert saved_model(project)["2.weight"].shape == (10, 192)
+    assert sorted(path.name for path in (project / "output").iterdir()) == ["model.tar.gz", "output.tar.gz"]
+
+
+def test_a_killed_container_ends_the_run_within_15_seconds(project):
+    earlier_model = project / "output/model.tar.gz"
+    earlier_model.parent.mkdir()
+    earlier_model.write_text("of an earlier run")
+    for path in (earlier_model, earlier_model.parent):
+        os.chown(path, project.stat().st_uid, project.stat().st_gid)
+    process = start(project, *CPU, *TINY, *ENDLESS, instance_count=4)
+    wait_for("epoch=1 ", process)
+    (container,) = [name for name in docker("ps", "--format", "{{.Names}}").split() if name.startswith("algo-3")]
+    docker("kill", container)
+    start_time = time.monotonic()
+    log, _ = process.communicate(timeout=60)
+    assert time.monotonic() - start_time < 15
+    assert process.returncode == 1
+    assert f"run_sagemaker.py: error: container {container} failed with exit code 137" in log
+    assert "Traceback (most recent call last)" not in log.split("run_sagemaker.py: error")[1].split("last lines:")[0]
+    assert earlier_model.read_text() == "of an earlier run"
+
+
+def test_the_last_lines_of_a_failed_container_are_repeated(project):
+    log = launch(project, *CPU, *TINY, "trainer.devices=1000", code=1)
+    _, message = log.split("run_sagemaker.py: error: ")
+    assert re.match(r"container algo-1-\w+ failed with exit code 1; its last lines:\n", message)
+    assert "train.py: error: --trainer.devices=1000: on the CPU it is a number of processes" in message
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_launcher_removes_its_containers(project, signum):
+    process = start(project, *CPU, *TINY, *ENDLESS, instance_count=2)
+    wait_for("epoch=1 ", process)
+    process.send_signal(signum)
+    log, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    assert f"run_sagemaker.py: error: stopped by {signum.name}\n" in log
+
+
+def test_docker_stop_lets_the_training_processes_end_by_themselves(project):
+    process = start(project, *CPU, *TINY, "trainer.max_epochs=100000", "trainer.callbacks=tiny.ExitOnSigterm")
+    wait_for("epoch=1 ", process)
+    docker("stop", *docker("ps", "--quiet").split())
+    log, _ = process.communicate(timeout=60)
+    assert "got SIGTERM" in log and "ExitCode 7" in log
+
+
+def test_compose_5_is_found(project):
+    # A plugin that says what version 5 says, and else is the one of this machine.
+    plugin = project / "plugins/cli-plugins/docker-compose"
+    plugin.parent.mkdir(parents=True)
+    metadata = '{"SchemaVersion": "0.1.0", "Vendor": "Docker Inc.", "Version": "5.0.1"}'
+    plugin.write_text(
+        "#!/bin/sh\n"
+        f"if [ $1 = docker-cli-plugin-metadata ]; then echo '{metadata}'; exit; fi\n"
+        "shift\n"
+        "if [ $1 = version ]; then echo Docker Compose version 5.0.1; exit; fi\n"
+        'exec docker-compose "$@"\n'
+    )
+    plugin.chmod(0o755)
+    log = launch(project, *CPU, *TINY, "trainer.max_epochs=1", env={"DOCKER_CONFIG": f"{project}/plugins"})
+    assert "test accuracy" in log
+
+
+@pytest.mark.parametrize(
+    "options, environment, line",
+    [
+        (["--image_uri=not-built"], {}, "--image_uri=not-built: not built yet; build it with ./docker/build-image.sh"),
+        ([], {"DOCKER_HOST": "tcp://127.0.0.1:1"}, "Docker is not running, or not for you: "),
+        ([], {"PATH": "docker-only", "DOCKER_CONFIG": "none"}, "there is no Docker Compose on this machine; "),
+    ],
+)
+def test_what_is_missing_is_named_in_one_line(project, options, environment, line):
+    (project / "docker-only").mkdir()
+    (project / "docker-only/docker").symlink_to(shutil.which("docker"))
+    log = launch(project, *options, *CPU, *TINY, env=environment, code=2)
+    assert log.startswith(f"run_sagemaker.py: error: {line}") and log.count("\n") == 1
