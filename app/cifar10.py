@@ -10,9 +10,7 @@ import sys
 import tarfile
 import tempfile
 import urllib.request
-import zlib
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,8 +29,8 @@ PADDING = 4  # pixels around a training image before a random crop, as in He et 
 ORDER, AUGMENTATION, SPLIT, SYNTHESIS = range(4)  # independent streams of random numbers
 
 META = CIFAR10.meta["filename"]
-BATCHES = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
-MD5 = {**dict(CIFAR10.train_list + CIFAR10.test_list), META: CIFAR10.meta["md5"], CIFAR10.filename: CIFAR10.tgz_md5}
+BATCHES = dict(CIFAR10.train_list + CIFAR10.test_list)
+MD5 = {**BATCHES, META: CIFAR10.meta["md5"], CIFAR10.filename: CIFAR10.tgz_md5}
 
 
 def generator(*key: int) -> torch.Generator:
@@ -57,8 +55,7 @@ class IndexLoader:
 
     def __init__(self, num_samples: int, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1):
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
+        self.rank, self.world_size, self.epoch = rank, world_size, 0
         self.batch_sampler = SimpleNamespace(sampler=self)  # where Lightning looks for set_epoch
 
     def set_epoch(self, epoch: int) -> None:
@@ -73,9 +70,8 @@ class IndexLoader:
         order = torch.arange(self.num_samples)
         if self.seed is not None:
             order = torch.randperm(self.num_samples, generator=generator(self.seed, ORDER, self.epoch))
-        for batch in islice(order.split(self.batch_size * self.world_size), len(self)):
-            if self.seed is not None:
-                batch = batch[: len(batch) // self.world_size * self.world_size]
+            order = order[: self.num_samples // self.world_size * self.world_size]
+        for batch in order.split(self.batch_size * self.world_size)[: len(self)]:
             yield batch.tensor_split(self.world_size)[self.rank]
 
 
@@ -114,18 +110,12 @@ def parse_batch(name: str, content: bytes, num_images: int) -> tuple[Tensor, Ten
     return torch.from_numpy(data.reshape(-1, 3, 32, 32)), torch.from_numpy(labels.astype(np.int64))
 
 
-def md5(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
-
-
-def check_md5(path: Path) -> None:
-    """Raises ValueError if a file is not byte for byte the one of that name that CIFAR-10's authors publish."""
-    if (found := md5(path)) != MD5[path.name]:
-        raise ValueError(
-            f"{path} has MD5 {found} and not CIFAR-10's {MD5[path.name]}: it is incomplete or altered. "
-            "Delete it to download it again, or accept it as it is with --data.verify=false"
-        )
+def read_file(path: Path, verify: bool) -> bytes:
+    """The content of a file; ValueError if asked to verify it and it is not the one CIFAR-10's authors publish."""
+    content = path.read_bytes()
+    if verify and (found := hashlib.md5(content).hexdigest()) != MD5[path.name]:
+        raise ValueError(f"{path} has MD5 {found}, not CIFAR-10's: get it again, or accept it by --data.verify=false")
+    return content
 
 
 def download(url: str, target: Path, verify: bool) -> None:
@@ -138,17 +128,14 @@ def download(url: str, target: Path, verify: bool) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
                 partial = Path(folder, target.name)
-                with (
-                    open(partial, "wb") as file,
-                    tqdm.wrapattr(file, "write", total=num_bytes, disable=None, leave=False) as writer,
-                ):
-                    shutil.copyfileobj(response, writer, 1 << 20)
-                if num_bytes and partial.stat().st_size != num_bytes:
+                bar = tqdm.wrapattr(response, "read", total=num_bytes, disable=None, leave=False)
+                with bar as reader, open(partial, "wb") as file:
+                    shutil.copyfileobj(reader, file)
+                if partial.stat().st_size < num_bytes:
                     raise OSError(f"the connection broke off after {partial.stat().st_size} of {num_bytes} bytes")
-                if verify and md5(partial) != MD5[target.name]:
-                    raise OSError(f"it came with MD5 {md5(partial)} and not CIFAR-10's {MD5[target.name]}")
+                read_file(partial, verify)
                 partial.rename(target)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise OSError(
             f"{target} is missing, and downloading it from {url} failed ({error}). "
             "Put the file there, or train on synthetic images with --data=SyntheticCIFAR10DataModule"
@@ -158,11 +145,10 @@ def download(url: str, target: Path, verify: bool) -> None:
 class CIFAR10DataModule(LightningDataModule):
     """CIFAR-10: 50,000 training and 10,000 test images of 32 by 32 pixels in 10 classes.
 
-    Batches are float32 images [batch_size, 3, 32, 32] and int64 labels [batch_size] on the device of the network. The
-    archive is read without extracting it; a read-only folder will do.
+    Batches are float32 images [batch_size, 3, 32, 32] and int64 labels [batch_size] on the network's device.
 
     Args:
-        data_dir: Folder with cifar-10-python.tar.gz, downloaded when missing, or with cifar-10-batches-py/.
+        data_dir: Folder, read-only or not, with cifar-10-python.tar.gz, downloaded if missing, or cifar-10-batches-py/.
         batch_size: Images per process and step, from 1. The global batch is this times the number of processes.
         val_split: Number of training images held out for validation, from 1 to 49,999.
         normalize: Shift and scale each channel to mean 0 and standard deviation 1; otherwise pixels are in [0, 1].
@@ -195,39 +181,27 @@ class CIFAR10DataModule(LightningDataModule):
         check_least(0, seed=seed)
         self.data_dir, self.batch_size, self.val_split = Path(data_dir), batch_size, val_split
         self.normalize, self.augment, self.seed = normalize, augment, seed
-        self.verify, self.url = verify, url
+        self.verify, self.url, self._drawn_epoch = verify, url, None
         self.num_samples: dict[str, int] = {}
         self._tensors: dict[str, Tensor] = {}
-        self._drawn_epoch: int | None = None
 
-    def files(self) -> Iterator[tuple[str, bytes]]:
-        """Name and content of CIFAR-10's files, verified if asked, from the archive or the extracted folder."""
+    def files(self) -> dict[str, bytes]:
+        """CIFAR-10's files by name, verified if asked, from the archive or the extracted folder."""
         archive, folder = self.data_dir / CIFAR10.filename, self.data_dir / CIFAR10.base_folder
-        if not archive.exists() and folder.exists():
-            for name in (META, *BATCHES):
-                if self.verify:
-                    check_md5(folder / name)
-                yield name, (folder / name).read_bytes()
-            return
+        if folder.exists() and not archive.exists():
+            return {name: read_file(folder / name, self.verify) for name in (META, *BATCHES)}
         if not archive.exists():
             download(self.url, archive, self.verify)
-        if self.verify:
-            check_md5(archive)
+        content = read_file(archive, self.verify)
         try:
-            with tarfile.open(archive, "r|gz") as tar:
-                for member in tar:
-                    if member.isfile():
-                        yield Path(member.name).name, tar.extractfile(member).read()
-        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(
-                f"{archive} is not a complete archive ({error}): delete it to download it again"
-            ) from error
+            with tarfile.open(fileobj=io.BytesIO(gzip.decompress(content))) as tar:
+                return {name: tar.extractfile(f"{folder.name}/{name}").read() for name in (META, *BATCHES)}
+        except Exception as error:  # a damaged archive can raise anything
+            raise ValueError(f"{archive} is not a complete archive ({error}): delete it to get it again") from error
 
     def read(self) -> tuple[Tensor, Tensor, int]:
         """All images [N, 3, 32, 32] uint8, all labels [N] int64, and how many at the end are the test set."""
-        files = dict(self.files())
-        if missing := {META, *BATCHES} - files.keys():
-            raise ValueError(f"{self.data_dir} holds a CIFAR-10 without {', '.join(sorted(missing))}")
+        files = self.files()
         num_images = unpickle(META, files[META]).get("num_cases_per_batch", 10000)
         images, labels = zip(*(parse_batch(name, files[name], num_images) for name in BATCHES), strict=True)
         return torch.cat(images), torch.cat(labels), num_images
@@ -239,15 +213,12 @@ class CIFAR10DataModule(LightningDataModule):
         if self.num_samples:
             return
         images, labels, num_test = self.read()
-        num_train = len(images) - num_test - self.val_split
-        if num_train < 1:
-            raise ValueError(
-                f"val_split={self.val_split} is out of range: "
-                f"it must be less than the number of training images, {len(images) - num_test}"
-            )
         order = torch.randperm(len(images) - num_test, generator=generator(self.seed, SPLIT))
+        if self.val_split >= len(order):
+            raise ValueError(f"val_split={self.val_split} must be less than the {len(order)} images for training")
+        train, val = order[: -self.val_split], order[-self.val_split :]
         test = torch.arange(len(order), len(images))
-        for split, indices in ("train", order[:num_train]), ("val", order[num_train:]), ("test", test):
+        for split, indices in ("train", train), ("val", val), ("test", test):
             self._tensors[f"{split}_images"], self._tensors[f"{split}_labels"] = images[indices], labels[indices]
             self.num_samples[split] = len(indices)
         self._tensors["mean"] = torch.tensor(MEAN if self.normalize else (0.0,) * 3).view(3, 1, 1) * 255
@@ -281,21 +252,15 @@ class CIFAR10DataModule(LightningDataModule):
             self._tensors = {name: tensor.to(indices.device) for name, tensor in self._tensors.items()}
         images, labels = self._tensors[f"{split}_images"], self._tensors[f"{split}_labels"]
         if split == "train" and self.augment:
-            self._draw(epoch)
-            mirror, top, left = (self._tensors[name][indices] for name in ("mirror", "top", "left"))
+            if epoch != self._drawn_epoch:  # for every sample, whichever rank and batch it will be in
+                numbers, size = generator(self.seed, AUGMENTATION, epoch), (len(labels),)
+                drawn = [torch.randint(num, size, generator=numbers) for num in (2, 2 * PADDING + 1, 2 * PADDING + 1)]
+                self._tensors["drawn"], self._drawn_epoch = torch.stack(drawn).to(indices.device), epoch
+            mirror, top, left = self._tensors["drawn"][:, indices]
             images = images.unfold(3, 32, 1).unfold(4, 32, 1)[mirror, indices, :, top, left]
         else:
             images = images[indices]
         return images.float().sub_(self._tensors["mean"]).div_(self._tensors["std"]), labels[indices]
-
-    def _draw(self, epoch: int) -> None:
-        """Draws every training sample's crop and mirroring of an epoch, whichever rank and batch it will be in."""
-        if epoch != self._drawn_epoch:
-            numbers, num_samples = generator(self.seed, AUGMENTATION, epoch), self.num_samples["train"]
-            for name, num_choices in ("mirror", 2), ("top", 2 * PADDING + 1), ("left", 2 * PADDING + 1):
-                drawn = torch.randint(num_choices, (num_samples,), generator=numbers)
-                self._tensors[name] = drawn.to(self._tensors["mean"].device)
-            self._drawn_epoch = epoch
 
 
 class SyntheticCIFAR10DataModule(CIFAR10DataModule):
