@@ -8,7 +8,7 @@ help:  ## List these commands
 train: .venv/installed  ## Train a ResNet-18 on the CPU, on synthetic images, in about a minute
 	$(BIN)/python app/train.py --config app/synthetic.yaml
 
-test: .venv/installed-dev  ## Run all tests, offline
+test: .venv/installed-dev  ## Run the tests that need no Docker, offline
 	$(BIN)/pytest -n 2 -m "not docker"
 
 test-docker: .venv/installed-dev  ## Build the image and run the tests that need a Docker Engine

@@ -6,10 +6,10 @@ In four, on the CPU:            python run_sagemaker.py --instance_type=local --
 What would be started:          python run_sagemaker.py --dry_run
 """
 
-import contextlib
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
@@ -36,32 +36,38 @@ DEFAULT_HYPERPARAMS = {
 }
 
 APP_DIR = Path(__file__).resolve().parent / "app"
-CPU_HYPERPARAMS = "--hyperparams trainer.accelerator=cpu trainer.devices=1"
+USE_CPU = "train on the CPU with --instance_type=local --hyperparams trainer.accelerator=cpu trainer.devices=1"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> None:
     options = parse_options()
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for signum in SIGNALS:
         signal.signal(signum, interrupt)
     try:
         hyperparams = merge_hyperparams(options.hyperparams)
         check_options(options, hyperparams)
         compose = [] if options.dry_run else check_machine(options)
-        check = start_check(hyperparams)
+        args = [f"--{key}={value}" for key, value in sorted(hyperparams.items())]  # in the toolkit's order
+        command = [sys.executable, "train.py", *args, "--print_config"]
+        check = subprocess.Popen(command, cwd=APP_DIR, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         with tempfile.TemporaryDirectory(prefix="sagemaker-", ignore_cleanup_errors=True) as container_root:
             estimator = make_estimator(options, hyperparams, str(Path(container_root).resolve()))
-            request = make_request(estimator, as_uri(options.input_path))
-            finish_check(check)
-            if options.dry_run:
-                print_plan(request, hyperparams)
-            else:
-                train_locally(estimator, as_uri(options.input_path), compose)
+            request = make_request(estimator, options)
+            if check.wait():
+                line = check.stderr.read().strip().splitlines()[-1]
+                raise ValueError(f"--hyperparams: {line.removeprefix('train.py: error: ')}")
+            if not options.dry_run:
+                return train_locally(estimator, options, compose)
+        words = [word for key, value in sorted(hyperparams.items()) for word in (f"--{key}", value)]
+        print(json.dumps(request, indent=2))
+        print(f"\nEach container runs:\npython -- train.py {shlex.join(words)}")
     except ValueError as error:
         exit_with(error, 2)
-    except Interrupted as error:
-        exit_with(error, 128 + error.signum)
     except RuntimeError as error:
         exit_with(error, 1)
+    except Interrupted as error:
+        exit_with(f"stopped by {error}", 128 + error.args[0])
 
 
 def parse_options() -> Namespace:
@@ -77,10 +83,8 @@ def parse_options() -> Namespace:
     parser.add_argument("--input_path", default=".cache", help="Folder with cifar-10-python.tar.gz.")
     parser.add_argument("--output_path", default="output", help="Folder for model.tar.gz and output.tar.gz.")
     hyperparams = parser.add_argument("--hyperparams", nargs="*", default=[], metavar="KEY=VALUE")
-    hyperparams.help = (
-        "Options of app/train.py without their dashes. They override the DEFAULT_HYPERPARAMS, "
-        f"{' '.join(f'{key}={value}' for key, value in DEFAULT_HYPERPARAMS.items())}; key=null removes one of these."
-    )
+    defaults = " ".join(f"{key}={value}" for key, value in DEFAULT_HYPERPARAMS.items())
+    hyperparams.help = f"Options of app/train.py; they override the defaults, {defaults}. key=null removes one."
     parser.add_argument("--dry_run", action=ActionYesNo, help="Check and print all that would be started, and end.")
     return parser.parse_args()
 
@@ -93,13 +97,12 @@ class Parser(ArgumentParser):
 class Interrupted(Exception):
     """Takes the place of KeyboardInterrupt, which the SDK's `finally: return` would swallow."""
 
-    def __init__(self, signum: int):
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.signum = signum
+    def __str__(self) -> str:
+        return signal.Signals(self.args[0]).name
 
 
 def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for other in SIGNALS:
         signal.signal(other, signal.SIG_IGN)  # the containers are being removed
     raise Interrupted(signum)
 
@@ -133,62 +136,33 @@ def check_options(options: Namespace, hyperparams: dict[str, str]) -> None:
     if options.instance_count < 1:
         raise ValueError(f"--instance_count={options.instance_count}: must be 1 or more")
     if options.instance_type == "local_gpu" and options.instance_count > 1:
-        raise ValueError(
-            f"--instance_type=local_gpu --instance_count={options.instance_count}: one container takes all GPUs; "
-            f"several train on the CPU, with --instance_type=local {CPU_HYPERPARAMS}"
-        )
+        raise ValueError(f"--instance_count={options.instance_count}: one container takes all GPUs; or {USE_CPU}")
     if options.instance_type == "local" and hyperparams.get("trainer.accelerator") == "gpu":
-        raise ValueError(
-            f"--instance_type=local: its containers have no GPU, but trainer.accelerator=gpu; add {CPU_HYPERPARAMS}"
-        )
+        raise ValueError(f"--instance_type=local: has no GPU for trainer.accelerator=gpu; {USE_CPU}")
+    archive = Path(options.input_path, "cifar-10-python.tar.gz")
     if "://" not in options.input_path:
-        input_dir = Path(options.input_path)
-        if not input_dir.is_dir():
-            raise ValueError(f"--input_path={input_dir}: there is no such folder; README.md says how to fill it")
-        archive = input_dir / "cifar-10-python.tar.gz"
+        if not archive.parent.is_dir():
+            raise ValueError(f"--input_path={options.input_path}: is no folder; README.md says how to make it")
         if hyperparams.get("data") == "CIFAR10DataModule" and not archive.is_file():
-            raise ValueError(
-                f"--input_path={input_dir}: there is no {archive.name} in it; README.md says how to get it"
-            )
+            raise ValueError(f"--input_path={options.input_path}: has no {archive.name}; README.md says how to get it")
 
 
 def check_machine(options: Namespace) -> list[str]:
     """Raises ValueError for what is missing on this machine; returns the command of Docker Compose."""
-    if options.instance_type == "local_gpu" and not (
-        shutil.which("nvidia-smi") and "GPU 0" in run("nvidia-smi", "-L").stdout
-    ):
-        raise ValueError(
-            "--instance_type=local_gpu: nvidia-smi finds no GPU; "
-            f"train on the CPU with --instance_type=local {CPU_HYPERPARAMS}"
-        )
+    has_gpu = shutil.which("nvidia-smi") and "GPU 0" in run("nvidia-smi", "-L").stdout
+    if options.instance_type == "local_gpu" and not has_gpu:
+        raise ValueError(f"--instance_type=local_gpu: nvidia-smi finds no GPU; {USE_CPU}")
     if not shutil.which("docker"):
         raise ValueError("there is no `docker` on this machine; see https://docs.docker.com/engine/install/")
     version = run("docker", "version")
     if version.returncode:
         raise ValueError(f"Docker is not running, or not for you: {version.stdout.strip().splitlines()[-1]}")
-    if not run("docker", "compose", "version").returncode:
-        compose = ["docker", "compose"]
-    elif shutil.which("docker-compose"):
-        compose = ["docker-compose"]
-    else:
+    has_plugin = run("docker", "compose", "version").returncode == 0
+    if not (has_plugin or shutil.which("docker-compose")):
         raise ValueError("there is no Docker Compose on this machine; see https://docs.docker.com/compose/install/")
     if "/" not in options.image_uri and run("docker", "image", "inspect", options.image_uri).returncode:
         raise ValueError(f"--image_uri={options.image_uri}: not built yet; build it with ./docker/build-image.sh")
-    return compose
-
-
-def start_check(hyperparams: dict[str, str]) -> subprocess.Popen:
-    """Starts train.py with the options that each container will give it, only to parse them."""
-    args = [f"--{key}={value}" for key, value in sorted(hyperparams.items())]
-    command = [sys.executable, "train.py", *args, "--print_config"]
-    return subprocess.Popen(command, cwd=APP_DIR, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def finish_check(check: subprocess.Popen) -> None:
-    """Raises ValueError if train.py would not accept its options."""
-    _, errors = check.communicate()
-    if check.returncode:
-        raise ValueError(f"--hyperparams: {errors.strip().splitlines()[-1].removeprefix('train.py: error: ')}")
+    return ["docker", "compose"] if has_plugin else ["docker-compose"]
 
 
 def as_uri(path: str) -> str:
@@ -209,7 +183,6 @@ def make_estimator(options: Namespace, hyperparams: dict[str, str], container_ro
     from sagemaker.pytorch import PyTorch
 
     sys.excepthook = excepthook  # which the SDK has replaced
-
     config = {"SchemaVersion": "1.0"} | load_sagemaker_config()
     modules = config.setdefault("SageMaker", {}).setdefault("PythonSDK", {}).setdefault("Modules", {})
     modules["TelemetryOptOut"] = True
@@ -232,35 +205,19 @@ def make_estimator(options: Namespace, hyperparams: dict[str, str], container_ro
     )
 
 
-def make_request(estimator: "PyTorch", input_uri: str) -> dict[str, Any]:
-    """The SDK's CreateTrainingJob request, without sending it.
-
-    Raises:
-        ValueError: It has more hyperparameters than SageMaker allows.
-    """
-    requests = []
-
-    class Recorder:
-        def create_training_job(self, **request: Any) -> None:
-            requests.append(request)
-
+def make_request(estimator: "PyTorch", options: Namespace) -> dict[str, Any]:
+    """The SDK's CreateTrainingJob request, without sending it; ValueError if it has too many hyperparameters."""
+    request = {}
     session = estimator.sagemaker_session
-    client, session.sagemaker_client = session.sagemaker_client, Recorder()
-    estimator.fit({"training": input_uri}, wait=False)
+    client, session.sagemaker_client = session.sagemaker_client, SimpleNamespace(create_training_job=request.update)
+    estimator.fit({"training": as_uri(options.input_path)}, wait=False)
     session.sagemaker_client = client
-    num_hyperparams = len(requests[0]["HyperParameters"])
-    if num_hyperparams > 100:
+    if (num_hyperparams := len(request["HyperParameters"])) > 100:
         raise ValueError(f"--hyperparams: {num_hyperparams}, the SDK's own included; SageMaker allows 100")
-    return requests[0]
+    return request
 
 
-def print_plan(request: dict[str, Any], hyperparams: dict[str, str]) -> None:
-    print(json.dumps(request, indent=2))
-    args = [word for key, value in sorted(hyperparams.items()) for word in (f"--{key}", value)]
-    print(f"\nEach container runs:\npython -- train.py {shlex.join(args)}")
-
-
-def train_locally(estimator: "PyTorch", input_uri: str, compose: list[str]) -> None:
+def train_locally(estimator: "PyTorch", options: Namespace, compose: list[str]) -> None:
     """Trains in containers of this machine, and removes them whatever happens.
 
     Raises:
@@ -296,8 +253,7 @@ def train_locally(estimator: "PyTorch", input_uri: str, compose: list[str]) -> N
             try:
                 return super().train(*args)
             finally:
-                file = Path(self.container_root, image.DOCKER_COMPOSE_FILENAME)
-                run(*compose, "-f", str(file), "down", "--volumes")
+                run(*compose, "-f", f"{self.container_root}/{image.DOCKER_COMPOSE_FILENAME}", "down")
 
         def stream_output(self, process: subprocess.Popen) -> None:
             """Prints the containers' log, and what Compose itself says only if there is no container to blame."""
@@ -314,16 +270,12 @@ def train_locally(estimator: "PyTorch", input_uri: str, compose: list[str]) -> N
 
         def find_failure(self) -> str:
             """Name, exit code and last lines of the container that ended first without success, if there is one."""
-            failures = []
-            for host in self.hosts:
-                state = run("docker", "inspect", "--format", "{{.State.FinishedAt}} {{.State.ExitCode}}", host)
-                with contextlib.suppress(ValueError):  # there is no such container
-                    finished_at, code = state.stdout.split()
-                    if int(code):
-                        failures.append((finished_at.rstrip("Z"), host, code))
+            state = "{{.State.FinishedAt}} {{.State.ExitCode}} {{.Name}}"
+            states = run("docker", "inspect", "--format", state, *self.hosts).stdout
+            failures = re.findall(r"^(\S+)Z ([1-9]\d*) /(\S+)$", states, re.MULTILINE)
             if not failures:
                 return ""
-            _, host, code = min(failures)
+            _, code, host = min(failures)
             log = run("docker", "logs", "--tail", "10", host).stdout
             return f"container {host} failed with exit code {code}; its last lines:\n{log}"
 
@@ -332,11 +284,9 @@ def train_locally(estimator: "PyTorch", input_uri: str, compose: list[str]) -> N
             return super().retrieve_artifacts(*args) if self.succeeded else ""
 
     local_session._SageMakerContainer = Containers
-    estimator.fit({"training": input_uri}, wait=False)
+    estimator.fit({"training": as_uri(options.input_path)}, wait=False)
     model = estimator.model_data.removeprefix("file://")
-    print(
-        f"\nmodel   {model}\noutput  {model.replace('model.tar.gz', 'output.tar.gz')} (checkpoints, TensorBoard logs)"
-    )
+    print(f"\nmodel   {model}\noutput  {model.replace('model.tar', 'output.tar')} (checkpoints, TensorBoard logs)")
 
 
 if __name__ == "__main__":

@@ -60,26 +60,41 @@ def nothing_is_left(tmp_path: Path) -> Iterator[None]:
         assert {path.stat().st_uid for path in folder.rglob("*")} <= {tmp_path.stat().st_uid}
 
 
-def start(project: Path, *options: str, instance_count: int = 1, **kwargs) -> subprocess.Popen:
-    """Starts `python run_sagemaker.py`; if root does, as the person to whom the project belongs."""
-    command = [sys.executable, "run_sagemaker.py", f"--instance_count={instance_count}", *options]
+def start(project: Path, command: list[str], env: dict[str, str] | None = None) -> subprocess.Popen:
+    """Starts a command in the project; if root does, as the person to whom the project belongs."""
     if os.getuid() == 0:
         docker_group = os.stat("/var/run/docker.sock").st_gid
         person = [f"--reuid={PERSON}", f"--regid={PERSON}", f"--groups={docker_group}"]
         # Python itself may be in a folder of root's.
         capabilities = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
         command = ["/usr/bin/setpriv", *person, *capabilities, *command]
-    env = ENVIRONMENT | {"LOGNAME": "person"} | kwargs.pop("env", {})
-    kwargs = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": env} | kwargs
-    return subprocess.Popen(command, cwd=project, **kwargs)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = ENVIRONMENT | {"LOGNAME": "person", "PATH": path} | (env or {})
+    return subprocess.Popen(
+        command, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen, code: int) -> str:
+    """What a process prints; checks its exit code."""
+    log, _ = process.communicate(timeout=300)
+    assert process.returncode == code, log
+    return log
+
+
+def run_block(block: str, project: Path, code: int = 0) -> str:
+    """Runs commands of the README."""
+    return finish(start(project, ["/bin/bash", "-ec", block]), code)
+
+
+def start_launcher(project: Path, *options: str, instance_count: int = 1, **kwargs) -> subprocess.Popen:
+    command = [sys.executable, "run_sagemaker.py", f"--instance_count={instance_count}", *options]
+    return start(project, command, **kwargs)
 
 
 def launch(project: Path, *options: str, code: int = 0, **kwargs) -> str:
     """What `python run_sagemaker.py` prints; checks its exit code."""
-    process = start(project, *options, **kwargs)
-    log, _ = process.communicate(timeout=300)
-    assert process.returncode == code, log
-    return log
+    return finish(start_launcher(project, *options, **kwargs), code)
 
 
 def wait_for(text: str, process: subprocess.Popen) -> None:
@@ -117,16 +132,6 @@ def test_another_version_of_one_dependency_does_not_download_torch_again(tmp_pat
     assert docker("build", *build, str(tmp_path / "docker/Dockerfile"), str(tmp_path)) == before
 
 
-def test_the_image_also_trains_without_sagemaker(project):
-    mount = ("--volume", f"{project}:/project", "--workdir", "/project")
-    command = "python app/train.py --data=SyntheticCIFAR10DataModule --data.num_train_images=100 --data.val_split=20"
-    options = ("--data.num_test_images=20", "--model=tiny.Tiny", "--trainer.max_epochs=1")
-    user = f"{project.stat().st_uid}:{project.stat().st_gid}"
-    log = docker("run", "--rm", "--user", user, *mount, "sagemaker-tutorial", *command.split(), *options)
-    assert "test accuracy" in log
-    assert (project / "logs/checkpoints/model.pt").exists()
-
-
 def test_one_container_trains_the_code_as_it_is_now(project):
     log = launch(project, *CPU, *TINY, "trainer.max_epochs=1")
     assert "test accuracy" in log and "model   " in log
@@ -140,13 +145,30 @@ def test_one_container_trains_the_code_as_it_is_now(project):
 
 
 @pytest.mark.parametrize("attempt", [1, 2])
-def test_four_containers_train_one_model(project, attempt):
-    log = launch(project, *CPU, *TINY, "trainer.max_epochs=2", "trainer.callbacks=tiny.PrintWeights", instance_count=4)
-    ranks = weights(log)
-    assert [world_size for world_size, _ in ranks] == ["4"] * 4
-    assert len({checksum for _, checksum in ranks}) == 1
-    assert saved_model(project)["2.weight"].shape == (10, 192)
+def test_the_commands_of_the_tutorial_work_as_printed(project, attempt):
+    section = (ROOT / "README.md").read_text().split("### With SageMaker in local mode")[1].split("\n## ")[0]
+    blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    download, _, one_container, four_containers, curves, without_sagemaker, _ = blocks
+    assert "wget" in download and "docker run" in without_sagemaker
+
+    # No GPU here: the launcher says what to do.
+    assert "train on the CPU with --instance_type=local" in run_block(one_container, project, code=2)
+
+    small = " ".join((*TINY, "trainer.max_epochs=2", "trainer.callbacks=tiny.PrintWeights"))
+    log = run_block(f"{four_containers.rstrip()} {small}", project)
+    assert [world_size for world_size, _ in weights(log)] == ["4"] * 4
+    assert len({checksum for _, checksum in weights(log)}) == 1
     assert sorted(path.name for path in (project / "output").iterdir()) == ["model.tar.gz", "output.tar.gz"]
+    assert saved_model(project)["2.weight"].shape == (10, 192)
+
+    extract, tensorboard = curves.strip().splitlines()
+    run_block(extract, project)
+    logdir = tensorboard.removeprefix("tensorboard --logdir ")
+    assert list((project / logdir).glob("tutorial/version_0/events.out.tfevents.*"))
+
+    small = " ".join(f"--{option}" for option in TINY)
+    assert "test accuracy" in run_block(f"{without_sagemaker.rstrip()} {small}", project)
+    assert (project / "logs/checkpoints/model.pt").exists()
 
 
 def test_a_killed_container_ends_the_run_within_15_seconds(project):
@@ -155,7 +177,7 @@ def test_a_killed_container_ends_the_run_within_15_seconds(project):
     earlier_model.write_text("of an earlier run")
     for path in (earlier_model, earlier_model.parent):
         os.chown(path, project.stat().st_uid, project.stat().st_gid)
-    process = start(project, *CPU, *TINY, *ENDLESS, instance_count=4)
+    process = start_launcher(project, *CPU, *TINY, *ENDLESS, instance_count=4)
     wait_for("epoch=1 ", process)
     (container,) = [name for name in docker("ps", "--format", "{{.Names}}").split() if name.startswith("algo-3")]
     docker("kill", container)
@@ -177,7 +199,7 @@ def test_the_last_lines_of_a_failed_container_are_repeated(project):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_launcher_removes_its_containers(project, signum):
-    process = start(project, *CPU, *TINY, *ENDLESS, instance_count=2)
+    process = start_launcher(project, *CPU, *TINY, *ENDLESS, instance_count=2)
     wait_for("epoch=1 ", process)
     process.send_signal(signum)
     log, _ = process.communicate(timeout=60)
@@ -186,7 +208,7 @@ def test_a_stopped_launcher_removes_its_containers(project, signum):
 
 
 def test_docker_stop_lets_the_training_processes_end_by_themselves(project):
-    process = start(project, *CPU, *TINY, "trainer.max_epochs=100000", "trainer.callbacks=tiny.ExitOnSigterm")
+    process = start_launcher(project, *CPU, *TINY, "trainer.max_epochs=100000", "trainer.callbacks=tiny.ExitOnSigterm")
     wait_for("epoch=1 ", process)
     docker("stop", *docker("ps", "--quiet").split())
     log, _ = process.communicate(timeout=60)

@@ -186,14 +186,6 @@ def test_the_loss_is_that_of_the_images_however_many_batches_make_a_step(tmp_pat
     assert first["train_loss"] == pytest.approx(first["val_loss"], rel=0.05)
 
 
-def test_the_model_goes_where_sagemaker_says_unless_the_command_line_says_otherwise(tmp_path):
-    environment = ENVIRONMENT | {"SM_MODEL_DIR": str(tmp_path / "container")}
-    run_train(*TINY_RUN, cwd=tmp_path, env=environment)
-    assert (tmp_path / "container/model.pt").exists()
-    run_train(*TINY_RUN, "--model_dir=mine", cwd=tmp_path, env=environment)
-    assert (tmp_path / "mine/model.pt").exists()
-
-
 def test_a_terminal_shows_a_progress_bar(tmp_path):
     terminal, program = pty.openpty()
     termios.tcsetwinsize(program, (24, 100))
