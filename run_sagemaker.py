@@ -18,12 +18,9 @@ import sys
 import tempfile
 from pathlib import Path
 from types import FrameType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
-
-if TYPE_CHECKING:
-    from sagemaker.pytorch import PyTorch  # takes seconds to import
 
 DEFAULT_HYPERPARAMS = {
     "data": "CIFAR10DataModule",
@@ -67,7 +64,8 @@ def main() -> None:
     except RuntimeError as error:
         exit_with(error, 1)
     except Interrupted as error:
-        exit_with(f"stopped by {error}", 128 + error.args[0])
+        (signum,) = error.args
+        exit_with(f"stopped by {signal.Signals(signum).name}", 128 + signum)
 
 
 def parse_options() -> Namespace:
@@ -96,9 +94,6 @@ class Parser(ArgumentParser):
 
 class Interrupted(Exception):
     """Takes the place of KeyboardInterrupt, which the SDK's `finally: return` would swallow."""
-
-    def __str__(self) -> str:
-        return signal.Signals(self.args[0]).name
 
 
 def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
@@ -169,15 +164,15 @@ def as_uri(path: str) -> str:
     return path if "://" in path else f"file://{Path(path).absolute()}"
 
 
-def make_estimator(options: Namespace, hyperparams: dict[str, str], container_root: str) -> "PyTorch":
-    """The SDK's Estimator, which keeps its temporary files in `container_root`."""
+def make_estimator(options: Namespace, hyperparams: dict[str, str], container_root: str) -> Any:
+    """The SDK's PyTorch Estimator, which keeps its temporary files in `container_root`."""
     os.environ["SAGEMAKER_SUPPRESS_V2_WARNING"] = "1"
     if "://" not in options.input_path + options.output_path:
         os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # no need to wait there for credentials
     for name in ("sagemaker", "sagemaker.config"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     excepthook = sys.excepthook
-    import boto3
+    import boto3  # and the SDK take seconds to import
     from sagemaker.config import load_sagemaker_config
     from sagemaker.local import LocalSession
     from sagemaker.pytorch import PyTorch
@@ -192,10 +187,8 @@ def make_estimator(options: Namespace, hyperparams: dict[str, str], container_ro
     return PyTorch(
         entry_point="train.py",
         source_dir=str(APP_DIR),
-        image_uri=options.image_uri,
+        **{name: options[name] for name in ("image_uri", "instance_type", "instance_count")},
         role=options.role or "arn:aws:iam::000000000000:role/not-needed-locally",
-        instance_type=options.instance_type,
-        instance_count=options.instance_count,
         output_path=as_uri(options.output_path),
         hyperparameters=dict(hyperparams),  # to which the SDK adds its own
         container_log_level=logging.WARNING,
@@ -205,7 +198,7 @@ def make_estimator(options: Namespace, hyperparams: dict[str, str], container_ro
     )
 
 
-def make_request(estimator: "PyTorch", options: Namespace) -> dict[str, Any]:
+def make_request(estimator: Any, options: Namespace) -> dict[str, Any]:
     """The SDK's CreateTrainingJob request, without sending it; ValueError if it has too many hyperparameters."""
     request = {}
     session = estimator.sagemaker_session
@@ -217,7 +210,7 @@ def make_request(estimator: "PyTorch", options: Namespace) -> dict[str, Any]:
     return request
 
 
-def train_locally(estimator: "PyTorch", options: Namespace, compose: list[str]) -> None:
+def train_locally(estimator: Any, options: Namespace, compose: list[str]) -> None:
     """Trains in containers of this machine, and removes them whatever happens.
 
     Raises:

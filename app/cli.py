@@ -158,11 +158,11 @@ class CLI(LightningCLI):
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: Parser, args: Any) -> None:
-        args = sagemaker_args(sys.argv[1:])
+        args = sys.argv[1:]
         if TorchElasticEnvironment.detect():
             num_nodes, devices = os.environ["GROUP_WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
             args = [f"--trainer.num_nodes={num_nodes}", f"--trainer.devices={devices}", *args]
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(sagemaker_args(args))
 
     def before_instantiate_classes(self) -> None:
         if path := self.config.trainer.pop("weights_save_path"):

@@ -69,7 +69,7 @@ def can_resolve(host: str) -> bool:
 
 
 def sagemaker_args(args: list[str]) -> list[str]:
-    """Command-line arguments of train.py, preceded by options for the job's hosts and folders; as given elsewhere."""
+    """Arguments of train.py, in SageMaker with options for the job's hosts and folders before them."""
     if "SM_HOSTS" not in os.environ:
         return args
     output_dir = os.environ["SM_OUTPUT_DATA_DIR"]
@@ -87,7 +87,9 @@ def sagemaker_args(args: list[str]) -> list[str]:
     if len(args) % 2 == 0 and all(name.startswith("--") and "=" not in name for name in names):
         # The toolkit separates names and values, so that a value like -1e-3 would be taken for an option.
         args = [f"{name}={value}" for name, value in zip(names, args[1::2], strict=True)]
-    return [f"--{name}={value}" for name, value in options.items()] + args
+    configs = [arg for arg in args if arg.startswith("--config=")]  # YAML files yield to the folders, options do not
+    others = [arg for arg in args if arg not in configs]
+    return configs + [f"--{name}={value}" for name, value in options.items()] + others
 
 
 def report_failure(reason: str) -> None:

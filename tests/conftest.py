@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +71,29 @@ def archive(tmp_path: Path) -> Path:
     """A small archive in CIFAR-10's format, alone in a folder."""
     (tmp_path / "data").mkdir()
     return write_archive(tmp_path / "data", cifar10_files())
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Callable]:
+    """Starts SageMaker hosts, without Docker, that train a tiny network together: `job(2, {"trainer.devices": "2"})`.
+
+    `only=1` starts the first of them alone.
+    """
+    from toolkit import Host, free_port  # which imports this file
+
+    defaults = dict(option.removeprefix("--").split("=") for option in TINY + SYNTHETIC)
+    defaults |= {"data.batch_size": "20", "trainer.callbacks": "tiny.PrintWeights"}
+    started: list[Host] = []
+
+    def start(num_hosts: int, hyperparameters: dict[str, str] | None = None, only: int | None = None) -> list[Host]:
+        names = [f"127.0.0.{number}" for number in range(1, num_hosts + 1)]
+        folder, port = tmp_path / f"job-{len(started)}", free_port()
+        hosts = [Host(folder / name, name, names, defaults | (hyperparameters or {})) for name in names[:only]]
+        started.extend(hosts)
+        for host in hosts:
+            host.start(MASTER_PORT=port)
+        return hosts
+
+    yield start
+    for host in started:
+        host.kill()

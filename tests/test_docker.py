@@ -70,9 +70,8 @@ def start(project: Path, command: list[str], env: dict[str, str] | None = None) 
         command = ["/usr/bin/setpriv", *person, *capabilities, *command]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = ENVIRONMENT | {"LOGNAME": "person", "PATH": path} | (env or {})
-    return subprocess.Popen(
-        command, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=project, env=environment, start_new_session=True, **output)
 
 
 def finish(process: subprocess.Popen, code: int) -> str:
@@ -201,7 +200,10 @@ def test_the_last_lines_of_a_failed_container_are_repeated(project):
 def test_a_stopped_launcher_removes_its_containers(project, signum):
     process = start_launcher(project, *CPU, *TINY, *ENDLESS, instance_count=2)
     wait_for("epoch=1 ", process)
-    process.send_signal(signum)
+    if signum == signal.SIGINT:  # a terminal sends it to all processes in the foreground
+        os.killpg(process.pid, signum)
+    else:
+        process.send_signal(signum)
     log, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signum
     assert f"run_sagemaker.py: error: stopped by {signum.name}\n" in log

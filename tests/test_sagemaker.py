@@ -5,40 +5,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
 import torch
 import yaml
 from conftest import ENVIRONMENT, ROOT, SYNTHETIC, TINY, epoch_lines, run_train
 from toolkit import Host, free_port
 
-HYPERPARAMETERS = {
-    **dict(option.removeprefix("--").split("=") for option in TINY + SYNTHETIC),
-    "data.batch_size": "20",
-    "trainer.callbacks": "tiny.PrintWeights",
-}
 ENDLESS = {"trainer.max_epochs": "100000"}
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Iterator[Callable]:
-    """Starts hosts that train together: `job(2, {"trainer.max_epochs": "1"})`."""
-    started: list[Host] = []
-
-    def start(num_hosts: int, hyperparameters: dict[str, str] | None = None, only: int | None = None) -> list[Host]:
-        names = [f"127.0.0.{number}" for number in range(1, num_hosts + 1)]
-        folder, port = tmp_path / f"job-{len(started)}", free_port()
-        hosts = [Host(folder / name, name, names, HYPERPARAMETERS | (hyperparameters or {})) for name in names[:only]]
-        started.extend(hosts)
-        for host in hosts:
-            host.start(MASTER_PORT=port)
-        return hosts
-
-    yield start
-    for host in started:
-        host.kill()
 
 
 def weights(log: str) -> list[str]:
@@ -71,6 +45,14 @@ def test_the_folders_of_the_container_are_defaults_that_options_beat(tmp_path):
     assert config["checkpoint"]["dirpath"] == str(tmp_path / "output/data/checkpoints")
 
     (tmp_path / "checkpoints").mkdir()  # as when the job asks for it
+    # A file from a run on the laptop, say.
+    (tmp_path / "run.yaml").write_text("{model_dir: null, logger: {save_dir: logs, name: mine}}")
+    options = ["--config", "run.yaml"]
+    config = yaml.safe_load(run_train(*options, "--print_config", "", cwd=tmp_path, env=environment).stdout)
+    assert config["model_dir"] == str(tmp_path / "model")
+    assert config["logger"]["save_dir"] == str(tmp_path / "output/data/tensorboard")
+    assert config["logger"]["name"] == "mine"
+
     options = ["--data.data_dir", "mine", "--model_dir", "null", "--optimizer.weight_decay", "-1e-3"]
     config = yaml.safe_load(run_train(*options, "--print_config", "", cwd=tmp_path, env=environment).stdout)
     assert config["checkpoint"]["dirpath"] == str(tmp_path / "checkpoints")
@@ -203,7 +185,7 @@ def test_torchrun_on_two_nodes_works_unchanged(tmp_path):
 
 
 def test_torchrun_wins_over_sagemaker(tmp_path):
-    environment = sagemaker_environment(tmp_path, SM_HOSTS='["algo-1.invalid"]', SM_CURRENT_HOST="algo-1.invalid")
+    environment = sagemaker_environment(tmp_path, SM_HOSTS='["algo-1.invalid", "algo-2.invalid"]')
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     options = [*SYNTHETIC, "--model=tiny.Tiny", "--trainer.accelerator=cpu", "--trainer.callbacks=tiny.PrintWeights"]
     result = subprocess.run(
