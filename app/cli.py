@@ -118,7 +118,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class CLI(LightningCLI):
-    """Defaults < train.yaml < SageMaker's folders < --config and options on the command line, in their order."""
+    """Defaults < train.yaml < --config < options, in their order; in SageMaker its folders come before the options."""
 
     def __init__(self):
         super().__init__(
