@@ -33,6 +33,8 @@ bench: .venv/installed-dev  ## Measure the input pipeline and Lightning's overhe
 .venv/installed-dev: .venv/installed requirements-dev.txt docker/requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	$(BIN)/pip check
+	$(PYTHON) -m venv .venv/aws  # the AWS CLI wants a botocore of its own
+	.venv/aws/bin/pip install --quiet --disable-pip-version-check awscli==1.45.11
 	@touch $@
 
 .PHONY: help train test test-docker check bench

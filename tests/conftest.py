@@ -97,3 +97,19 @@ def job(tmp_path: Path) -> Iterator[Callable]:
     yield start
     for host in started:
         host.kill()
+
+
+@pytest.fixture(scope="session")
+def aws_server():
+    from aws import AWS  # which imports this file
+
+    aws = AWS()
+    yield aws
+    aws.server.stop()
+
+
+@pytest.fixture
+def aws(aws_server):
+    """AWS's API on this machine, empty but for one bucket."""
+    aws_server.reset()
+    return aws_server
