@@ -257,7 +257,7 @@ def check_shape(field: str, value: Any, shape: Any = None) -> None:
     kind, limits = shape.type_name, shape.metadata
     if kind == "structure":
         for key, item in value.items():
-            check_shape(f"{field}.{key}".lstrip("."), item, shape.members[key])
+            check_shape(f"{field}.{key}".lstrip(".") if "--" not in name else f"{name} {key}", item, shape.members[key])
     elif kind in ("map", "list"):
         for key, item in value.items() if kind == "map" else enumerate(value):
             check_shape(f"{name} {key}", item, shape.value if kind == "map" else shape.member)
@@ -269,9 +269,9 @@ def check_shape(field: str, value: Any, shape: Any = None) -> None:
     least, most = limits.get("min", 0), limits.get("max", sys.maxsize)
     if kind != "structure" and kind != "boolean":
         size = value if kind in ("integer", "long") else len(value)
-        unit = {"string": "characters", "map": "entries", "list": "entries"}.get(kind, "")
+        unit = {"string": " characters", "map": " entries", "list": " entries"}.get(kind, "")
         if not least <= size <= most:
-            raise ValueError(f"{name}: {size} {unit}, where SageMaker allows {least} to {most}")
+            raise ValueError(f"{name}: {size}{unit}, where SageMaker allows {least} to {most}")
     pattern = limits.get("pattern", "").replace(r"\p{L}\p{Z}\p{N}", r"\w\s")  # Java's, which Python does not know
     if pattern and not re.fullmatch(pattern, value, re.DOTALL):
         raise ValueError(f"{name}={value}: must have the form {pattern}")

@@ -1,22 +1,35 @@
 """AWS on this machine: moto's API server, in this process so that a test can also play SageMaker's part in it."""
 
+import json
 import os
+import tarfile
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.request import Request, urlopen
 
 import boto3
 from conftest import ENVIRONMENT
+from moto.sagemaker.models import FakeTrainingJob, sagemaker_backends
+from moto.sagemaker.responses import SageMakerResponse
 from moto.server import ThreadedMotoServer
+from toolkit import Host, free_port
 
 REGION = "eu-central-1"
 ACCOUNT = "123456789012"
 BUCKET = "my-bucket"
+LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 NO_AWS = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("AWS_")}
 NO_AWS |= {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
 
 
 class AWS:
-    """An API server with one bucket, and the environment of a person who uses it."""
+    """An API server with one bucket, and the environment of a person who uses it.
+
+    `requests` are the CreateTrainingJob requests, and `next_job` is what the next job's description says.
+    """
 
     def __init__(self):
         self.server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -28,18 +41,94 @@ class AWS:
             "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
             "AWS_DEFAULT_REGION": REGION,
         }
+        create_training_job, init = SageMakerResponse.create_training_job, FakeTrainingJob.__init__
+
+        def record(response: SageMakerResponse) -> Any:
+            self.requests.append(json.loads(response.body))
+            return create_training_job(response)
+
+        def describe(job: FakeTrainingJob, *args: Any, **kwargs: Any) -> None:
+            init(job, *args, **kwargs)
+            self.describe(job, **self.next_job)
+
+        SageMakerResponse.create_training_job, FakeTrainingJob.__init__ = record, describe
 
     def reset(self) -> None:
-        urlopen(Request(f"{self.endpoint}/moto-api/reset", method="POST")).close()
+        self.requests: list[dict[str, Any]] = []
+        self.next_job = {"training_job_status": "Completed", "secondary_status": "Completed"}
+        self.post("reset")
         self.client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
 
+    def post(self, path: str, data: bytes = b"") -> None:
+        urlopen(Request(f"{self.endpoint}/moto-api/{path}", data=data, method="POST")).close()
+
     def client(self, service: str) -> Any:
-        keys = {
-            f"aws_{name}": self.environment[f"AWS_{name.upper()}"] for name in ("access_key_id", "secret_access_key")
-        }
+        keys = {key.lower(): self.environment[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
         return boto3.client(service, region_name=REGION, endpoint_url=self.endpoint, **keys)
 
     def keys(self, prefix: str = "") -> list[str]:
         """The names of the objects in the bucket."""
         objects = self.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
         return [item["Key"] for item in objects]
+
+    def describe(self, job: FakeTrainingJob | str, **description: Any) -> None:
+        """Changes what DescribeTrainingJob says of a job."""
+        if isinstance(job, str):
+            job = sagemaker_backends[ACCOUNT][REGION].training_jobs[job]
+        for name, value in description.items():
+            setattr(job, name, value)
+
+    def log(self, job_name: str, host: str, lines: list[str]) -> None:
+        """Sends a host's log to CloudWatch, as SageMaker does."""
+        logs, stream = self.client("logs"), f"{job_name}/{host}-{time.time_ns()}"
+        if not logs.describe_log_groups(logGroupNamePrefix=LOG_GROUP)["logGroups"]:
+            logs.create_log_group(logGroupName=LOG_GROUP)
+        logs.create_log_stream(logGroupName=LOG_GROUP, logStreamName=stream)
+        events = [{"timestamp": time.time_ns() // 10**6, "message": line} for line in lines if line]
+        logs.put_log_events(logGroupName=LOG_GROUP, logStreamName=stream, logEvents=events)
+
+    def execute(self, request: dict[str, Any], folder: Path) -> list[Host]:
+        """Does what SageMaker does: trains on hosts that have the channel's files, and puts the results into S3."""
+        s3 = self.client("s3")
+        (channel,) = request["InputDataConfig"]
+        prefix = channel["DataSource"]["S3DataSource"]["S3Uri"].removeprefix(f"s3://{BUCKET}/")
+        (folder / "data").mkdir(parents=True)
+        for key in self.keys(prefix):
+            s3.download_file(BUCKET, key, str(folder / "data" / Path(key).name))
+        names = [f"127.0.0.{number + 1}" for number in range(request["ResourceConfig"]["InstanceCount"])]
+        hyperparameters = {key: json.loads(value) for key, value in request["HyperParameters"].items()}
+        hosts = [Host(folder / name, name, names, hyperparameters, folder / "data") for name in names]
+        job_name, port = request["TrainingJobName"], free_port()
+        environment = self.environment | request.get("Environment", {}) | {"TRAINING_JOB_NAME": job_name}
+        for host in hosts:
+            host.start(**environment, MASTER_PORT=port)
+        codes = [host.wait() for host in hosts]
+        output = f"{request['OutputDataConfig']['S3OutputPath'].removeprefix(f's3://{BUCKET}/')}/{job_name}/output"
+        for name, source in ("model", hosts[0].model_dir), ("output", hosts[0].output_dir / "data"):
+            with tarfile.open(folder / f"{name}.tar.gz", "w:gz") as tar:
+                tar.add(source, arcname=".")
+            s3.upload_file(str(folder / f"{name}.tar.gz"), BUCKET, f"{output}/{name}.tar.gz")
+        for number, host in enumerate(hosts, 1):
+            self.log(job_name, f"algo-{number}", host.log.splitlines())
+        status = "Failed" if any(codes) else "Completed"
+        self.describe(job_name, training_job_status=status, secondary_status=status, billable_time_in_seconds=60)
+        return hosts
+
+
+def expired_aws() -> str:
+    """The address of a server that answers as AWS does when a person's token has expired."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(403)
+            self.end_headers()
+            message = "The security token included in the request is expired"
+            error = f"<Error><Type>Sender</Type><Code>ExpiredToken</Code><Message>{message}</Message></Error>"
+            self.wfile.write(f"<ErrorResponse>{error}<RequestId>1</RequestId></ErrorResponse>".encode())
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}"

@@ -27,7 +27,8 @@ class Host:
         config_dir = base_dir / "input/config"
         for directory in (config_dir, base_dir / "input/data", self.model_dir, self.output_dir / "data"):
             directory.mkdir(parents=True)
-        shutil.copytree(ROOT / "app", base_dir / "code", ignore=shutil.ignore_patterns("__pycache__"))
+        if "sagemaker_submit_directory" not in hyperparameters:  # which names the code in S3
+            shutil.copytree(ROOT / "app", base_dir / "code", ignore=shutil.ignore_patterns("__pycache__"))
         if data_dir:
             (base_dir / "input/data/training").symlink_to(data_dir)
         configs = {

@@ -1,0 +1,242 @@
+"""Jobs in the cloud, with an AWS of our own: what is checked, what is sent, what becomes of it."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from aws import ACCOUNT, BUCKET, NO_AWS, REGION, expired_aws
+from botocore.session import get_session
+from conftest import ROOT, cifar10_files, write_archive
+
+IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/sagemaker-tutorial:1"
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/sagemaker"
+OPTIONS = {
+    "image_uri": IMAGE,
+    "role": ROLE,
+    "instance_type": "ml.g4dn.12xlarge",
+    "instance_count": "2",
+    "input_path": f"s3://{BUCKET}/datasets/cifar-10",
+    "output_path": f"s3://{BUCKET}/output",
+}
+TINY = ("model=tiny.Tiny", "data.verify=false", "data.val_split=20", "data.batch_size=10")
+CPU = ("trainer.accelerator=cpu", "trainer.devices=1")
+
+
+def start(*options: str, environment: dict[str, str], **changed: str | None) -> subprocess.Popen:
+    """Starts `python run_sagemaker.py` for a job in the cloud; `changed` options may be None, which leaves them out."""
+    given = [f"--{name}={value}" for name, value in (OPTIONS | changed).items() if value is not None]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, ROOT / "run_sagemaker.py", *given, *options], env=environment, **output)
+
+
+def launch(*options: str, environment: dict[str, str], code: int = 0, **changed: str) -> tuple[str, str]:
+    """What the launcher prints on stdout and stderr; checks its exit code."""
+    process = start(*options, environment=environment, **changed)
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == code, f"exit code {process.returncode}\n{stdout}\n{stderr}"
+    return stdout, stderr
+
+
+def error_line(*options: str, environment: dict[str, str], code: int = 2, **changed: str) -> str:
+    """The only line on stderr."""
+    _, stderr = launch(*options, environment=environment, code=code, **changed)
+    assert stderr.count("\n") == 1, stderr
+    return stderr.removeprefix("run_sagemaker.py: error: ").rstrip("\n")
+
+
+@pytest.fixture
+def account(aws, tmp_path):
+    """An account in which the tutorial has come as far as the launch: with the data in S3 and the image in ECR."""
+    archive = write_archive(tmp_path, cifar10_files())
+    aws.client("s3").upload_file(str(archive), BUCKET, "datasets/cifar-10/cifar-10-python.tar.gz")
+    ecr = aws.client("ecr")
+    ecr.create_repository(repositoryName="sagemaker-tutorial")
+    media_type = "application/vnd.docker.distribution.manifest.v2+json"
+    manifest = json.dumps(
+        {"schemaVersion": 2, "mediaType": media_type, "config": {"digest": "sha256:" + "0" * 64}, "layers": []}
+    )
+    ecr.put_image(repositoryName="sagemaker-tutorial", imageManifest=manifest, imageTag="1")
+    return aws
+
+
+@pytest.mark.parametrize(
+    "options, line",
+    [
+        ("--instance_count=0", "--instance_count=0: must be 1 or more"),
+        ("--instance_count=-1", "--instance_count=-1: must be 1 or more"),
+        ("--instance_count=two", 'Parser key "instance_count": Expected .* Got value: two'),
+        ("--instance_type=ml.g4dn", "--instance_type=ml.g4dn: SageMaker does not know it; did you mean ml.g4dn.xlarge"),
+        ("--instance_type=g4dn.xlarge", "--instance_type=g4dn.xlarge: SageMaker does not know it; .* ml.g4dn.xlarge"),
+        ("--instance_type=ml.m5.large", "--instance_type=ml.m5.large: has no GPU for trainer.accelerator=gpu"),
+        ("--image_uri=sagemaker-tutorial", "--image_uri=sagemaker-tutorial: is not in a registry; push it"),
+        ("--image_uri=", "--image_uri=: is not in a registry; push it"),
+        (f"--image_uri=a/{'b' * 300}", "--image_uri: 302 characters, where SageMaker allows 0 to 255"),
+        ("--role=", "--role: is missing"),
+        ("--role=sagemaker", "--role: 9 characters"),
+        ("--role=arn:aws:iam::role/sagemaker-execution", "--role=arn:aws:iam::role/.*: must have the form arn:aws"),
+        ("--input_path=.cache", "--input_path=.cache: must be in S3"),
+        ("--input_path=S3://Bucket/x", "--input_path=S3://Bucket/x: must be in S3"),
+        ("--input_path=s3://my_bucket/x", "--input_path=s3://my_bucket/x: must be in S3"),
+        ("--output_path=s3:/my-bucket", "--output_path=s3:/my-bucket: must be in S3"),
+        ("--output_path=output", "--output_path=output: must be in S3"),
+        ("--code_location=code", "--code_location=code: must be in S3"),
+        ("--job_name=my_job", "--job_name=my_job: must have the form"),
+        ("--job_name=-job", "--job_name=-job: must have the form"),
+        (f"--job_name={'j' * 64}", "--job_name: 64 characters, where SageMaker allows 1 to 63"),
+        ("--max_run=0", "--max_run=0: must be 1 or more"),
+        ("--max_run=2419201", "--max_run=2419201: must be 2419200 seconds, 28 days, or less"),
+        ("--volume_size=0", "--volume_size=0: must be 1 or more"),
+        ("--keep_alive_period_in_seconds=-1", "--keep_alive_period_in_seconds: -1, where SageMaker allows 0 to 21600"),
+        ("--subnets subnet-1", "--subnets and --security_group_ids: SageMaker needs both or none"),
+        ("--subnets s --security_group_ids a_b", "--security_group_ids 0=a_b: must have the form"),
+        ("--subnets s --security_group_ids a b c d e f", "--security_group_ids: 6 entries"),
+        ("--environment 1A=b", "--environment 1A=1A: must have the form"),
+        ("--environment A", "--environment A: must be key=value"),
+        (f"--environment A={'b' * 513}", "--environment A: 513 characters, where SageMaker allows 0 to 512"),
+        (f"--environment {' '.join(f'A{number}=' for number in range(101))}", "--environment: 101 entries"),
+        ("--tags a?b=c", r"--tags 0 Key=a\?b: must have the form"),
+        (f"--tags {' '.join(f'tag{number}=' for number in range(51))}", "--tags: 51 entries"),
+        (f"--hyperparams logger.name={'x' * 2501}", "--hyperparams logger.name: 2501 characters"),
+        (f"--hyperparams {'x' * 257}=1", "--hyperparams x*: 257 characters, where SageMaker allows 0 to 256"),
+        ("--enable_network_isolation --hyperparams logger.save_dir=s3://b/t", "--enable_network_isolation: leaves no"),
+        ("--wait=perhaps", "argument --wait/--no_wait: invalid .* value: 'perhaps'; --help"),
+        ("--use_spot", "unrecognized arguments: --use_spot; --help explains all options"),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_bad_input_ends_in_one_line_before_any_request(options, line):
+    # Any request would fail, in another way, at an address where nobody listens.
+    environment = NO_AWS | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_DEFAULT_REGION": REGION}
+    assert re.match(line, error_line(*options.split(), environment=environment))
+
+
+@pytest.mark.parametrize(
+    "items, line",
+    [
+        (["instance_count=3"], "--estimator instance_count: use --instance_count"),
+        (["max_retries=3"], "--estimator max_retries: the Estimator has no such argument"),
+        (["max_retry_attempts=31"], "RetryStrategy.MaximumRetryAttempts: 31, where SageMaker allows 1 to 30"),
+    ],
+)
+def test_a_bad_argument_of_the_estimator_ends_in_one_line(items, line):
+    assert error_line("--dry_run", "--estimator", *items, environment=NO_AWS) == line
+
+
+def dry_run(*options: str, environment: dict[str, str] = NO_AWS, **changed: str) -> dict:
+    stdout, stderr = launch("--dry_run", *options, environment=environment, **changed)
+    assert stderr == ""
+    return json.loads(stdout.split("\nEach container runs:\n")[0])
+
+
+def test_a_dry_run_needs_no_account_and_sends_nothing(aws):
+    request = dry_run(environment=NO_AWS | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+    assert request["ResourceConfig"]["InstanceType"] == "ml.g4dn.12xlarge"
+    assert aws.requests == [] and aws.keys() == []
+
+
+def test_every_option_arrives_in_the_request():
+    changed = {"job_name": "my-job", "max_run": "3600", "volume_size": "50", "keep_alive_period_in_seconds": "600"}
+    changed |= {"code_location": f"s3://{BUCKET}/code/"}
+    lists = ["--environment", "A=b=c", "B=1", "--tags", "team=vision", "--subnets", "subnet-1", "subnet-2"]
+    lists += ["--security_group_ids", "sg-1", "--encrypt_inter_container_traffic", "--enable_network_isolation"]
+    lists += ["--estimator", "max_retry_attempts=2", "output_kms_key=alias/mine"]
+    request = dry_run(*lists, "--hyperparams", "trainer.max_epochs=1", **changed)
+    assert request["TrainingJobName"] == "my-job"
+    assert request["RoleArn"] == ROLE
+    assert request["AlgorithmSpecification"]["TrainingImage"] == IMAGE
+    assert request["ResourceConfig"] == {
+        "InstanceType": "ml.g4dn.12xlarge",
+        "InstanceCount": 2,
+        "VolumeSizeInGB": 50,
+        "KeepAlivePeriodInSeconds": 600,
+    }
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600}
+    channels = {channel["ChannelName"]: channel["DataSource"]["S3DataSource"] for channel in request["InputDataConfig"]}
+    sources = {name: source["S3Uri"] for name, source in channels.items()}
+    assert sources["training"] == OPTIONS["input_path"]
+    assert sources["code"].startswith(f"s3://{BUCKET}/code/my-job/source/")  # without a network SageMaker fetches it
+    assert request["OutputDataConfig"] == {"S3OutputPath": OPTIONS["output_path"], "KmsKeyId": "alias/mine"}
+    assert request["VpcConfig"] == {"Subnets": ["subnet-1", "subnet-2"], "SecurityGroupIds": ["sg-1"]}
+    assert request["Environment"] == {"A": "b=c", "B": "1"}
+    assert request["Tags"] == [{"Key": "team", "Value": "vision"}]
+    assert request["EnableNetworkIsolation"] and request["EnableInterContainerTrafficEncryption"]
+    assert request["RetryStrategy"] == {"MaximumRetryAttempts": 2}
+    assert request["HyperParameters"]["trainer.max_epochs"] == '"1"'
+
+
+def test_cloudwatch_finds_every_metric_in_the_lines_that_training_prints():
+    definitions = dry_run()["AlgorithmSpecification"]["MetricDefinitions"]
+    line = (
+        "epoch=4 step=1565 train_loss=0.921277 train_acc=0.67 val_loss=1.2e-05 val_acc=1 images_per_second=592.958\n"
+        "test_loss=0.9 test_acc=0.68"
+    )
+    found = {item["Name"]: float(re.search(item["Regex"], line)[1]) for item in definitions}
+    assert found == {
+        "train_loss": 0.921277,
+        "train_acc": 0.67,
+        "val_loss": 1.2e-05,
+        "val_acc": 1,
+        "test_loss": 0.9,
+        "test_acc": 0.68,
+        "images_per_second": 592.958,
+    }
+
+
+def test_the_request_passes_the_validation_of_the_sdks_own_service_model():
+    request = dry_run("--environment", "A=b", "--tags", "a=b", "--subnets", "subnet-1", "--security_group_ids", "sg-1")
+    model = get_session().get_service_model("sagemaker").operation_model("CreateTrainingJob").input_shape
+    from botocore.validate import ParamValidator
+
+    assert not ParamValidator().validate(request, model).has_errors()
+
+
+@pytest.mark.parametrize(
+    "change, options, line",
+    [
+        ("", "--input_path=s3://no-such-bucket/x", "--input_path=s3://no-such-bucket/x: there is no bucket"),
+        ("", "--output_path=s3://no-such-bucket", "--output_path=s3://no-such-bucket: there is no bucket"),
+        ("", "--code_location=s3://no-such-bucket/x", "--code_location=s3://no-such-bucket/x: there is no bucket"),
+        ("", "--output_path=s3://other-bucket/x", "--output_path=s3://other-bucket/x: bucket .* is in us-west-2"),
+        ("", "--hyperparams logger.save_dir=s3://none/x", "--hyperparams logger.save_dir=s3://none/x: there is no"),
+        ("", f"--input_path=s3://{BUCKET}/empty", "--input_path=s3://.*/empty: has no cifar-10-python.tar.gz"),
+        ("", f"--image_uri={IMAGE}0", f"--image_uri={IMAGE}0: is not in the registry; push it"),
+        ("", f"--image_uri={IMAGE.replace('tutorial', 'x')}", "--image_uri=.*: is not in the registry; push it"),
+        ("", "--job_name=taken", "--job_name=taken: there is a job of that name already"),
+        ("no region", "", "there is no AWS region; name one, as by: export AWS_DEFAULT_REGION="),
+        ("no credentials", "", "AWS: Unable to locate credentials; make them known with `aws configure`"),
+        ("no such profile", "", r"AWS: The config profile \(nobody\) could not be found"),
+        ("expired", "", "AWS: .*ExpiredToken.*; log in again"),
+        ("no server", "", "AWS: Could not connect to the endpoint URL"),
+        ("denied", "", "AWS: .*(AccessDenied|Forbidden).*; docker/policies/laptop.json lists"),
+    ],
+)
+def test_what_is_missing_in_the_account_is_told_in_one_line_before_the_upload(account, change, options, line):
+    s3 = account.client("s3")
+    s3.create_bucket(Bucket="other-bucket", CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
+    environment = dict(account.environment)
+    if "taken" in options:
+        launch("--wait=false", options, environment=environment)
+    num_objects, num_requests = len(account.keys()), len(account.requests)
+    if change == "no region":
+        del environment["AWS_DEFAULT_REGION"]
+    elif change == "no credentials":
+        environment = {name: value for name, value in environment.items() if "ACCESS_KEY" not in name}
+        environment["AWS_EC2_METADATA_DISABLED"] = "true"
+    elif change == "no such profile":
+        environment["AWS_PROFILE"] = "nobody"
+    elif change == "no server":
+        environment |= {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
+    elif change == "expired":
+        environment["AWS_ENDPOINT_URL"] = expired_aws()
+    elif change == "denied":
+        account.post("reset-auth", b"0")
+    try:
+        before = time.monotonic()
+        assert re.match(line, error_line(*options.split(), environment=environment))
+        assert time.monotonic() - before < 5
+    finally:
+        account.post("reset-auth", b"inf")
+    assert (len(account.keys()), len(account.requests)) == (num_objects, num_requests)
