@@ -46,7 +46,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DAY = 24 * 60 * 60
 AWS_HINTS = {
     "Expired": "log in again, such as with `aws sso login`",
-    "Credentials": "make them known with `aws configure` or `aws sso login`",
+    "credentials": "make them known with `aws configure` or `aws sso login`",
+    "InvalidClientTokenId": "make them known with `aws configure` or `aws sso login`",
     "AccessDenied": "docker/policies/laptop.json lists what you must be allowed to do",
     "Forbidden": "docker/policies/laptop.json lists what you must be allowed to do",
 }
@@ -107,8 +108,8 @@ def main() -> None:
     except RuntimeError as error:
         exit_with(error, 1)
     except (BotoCoreError, Boto3Error, ClientError) as error:
-        hint = next((hint for word, hint in AWS_HINTS.items() if word in repr(error)), "see --help")
-        exit_with(f"AWS: {error}; {hint}", 2)
+        hints = [f"; {hint}" for word, hint in AWS_HINTS.items() if word in str(error)]
+        exit_with(" ".join(f"AWS: {error}{''.join(hints)}".split()), 1 if "started" in vars(options) else 2)
     except Interrupted as error:
         (signum,) = error.args
         exit_with(f"stopped by {signal.Signals(signum).name}", 128 + signum)
@@ -142,7 +143,7 @@ def launch(options: Namespace) -> None:
         elif is_local:
             train_locally(estimator, inputs)
         else:
-            train_in_cloud(estimator, inputs, request["TrainingJobName"], options.wait)
+            train_in_cloud(estimator, inputs, request["TrainingJobName"], options)
 
 
 def parse_options() -> Namespace:
@@ -371,7 +372,7 @@ def make_estimator(options: Namespace, is_local: bool, container_root: str) -> A
     os.environ["SAGEMAKER_SUPPRESS_V2_WARNING"] = "1"
     if "://" not in options.input_path + options.output_path:
         os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # no need to wait there for credentials
-    for name in ("sagemaker", "sagemaker.config"):
+    for name in ("sagemaker", "sagemaker.config", "botocore"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     excepthook = sys.excepthook
     import boto3  # and the SDK take seconds to import
@@ -423,7 +424,7 @@ def make_request(estimator: Any, inputs: dict[str, str], job_name: str | None) -
     return request
 
 
-def train_in_cloud(estimator: Any, inputs: dict[str, str], job_name: str, wait: bool) -> None:
+def train_in_cloud(estimator: Any, inputs: dict[str, str], job_name: str, options: Namespace) -> None:
     """Starts the job, and shows its log until it ends if asked to wait.
 
     Raises:
@@ -440,13 +441,14 @@ def train_in_cloud(estimator: Any, inputs: dict[str, str], job_name: str, wait: 
     multi_stream_iter, sagemaker.logs.multi_stream_iter = sagemaker.logs.multi_stream_iter, with_host
     session = estimator.sagemaker_session
     estimator.fit(inputs, job_name=job_name, wait=False)
+    options.started = True
     goes_on = f"""
 {job_name} is a job of its own now. Follow it, or stop it:
   aws logs tail /aws/sagemaker/TrainingJobs --follow --log-stream-name-prefix {job_name}/
   aws sagemaker stop-training-job --training-job-name {job_name}"""
-    if not wait:
+    if not options.wait:
         return print(goes_on)
-    print(f"started {job_name}")
+    print(f"started {job_name}", flush=True)
     try:
         with contextlib.suppress(UnexpectedStatusException):  # told below
             session.logs_for_job(job_name, wait=True)

@@ -1,9 +1,11 @@
 """AWS on this machine: moto's API server, in this process so that a test can also play SageMaker's part in it."""
 
+import contextlib
 import json
 import os
 import tarfile
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -60,16 +62,36 @@ class AWS:
         self.client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
 
     def post(self, path: str, data: bytes = b"") -> None:
-        urlopen(Request(f"{self.endpoint}/moto-api/{path}", data=data, method="POST")).close()
+        headers = {"Content-Type": "text/plain"}
+        urlopen(Request(f"{self.endpoint}/moto-api/{path}", data=data, headers=headers, method="POST")).close()
 
-    def client(self, service: str) -> Any:
+    def client(self, service: str, region: str = REGION) -> Any:
         keys = {key.lower(): self.environment[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
-        return boto3.client(service, region_name=REGION, endpoint_url=self.endpoint, **keys)
+        return boto3.client(service, region_name=region, endpoint_url=self.endpoint, **keys)
 
     def keys(self, prefix: str = "") -> list[str]:
         """The names of the objects in the bucket."""
         objects = self.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
         return [item["Key"] for item in objects]
+
+    def person(self, name: str, policy: str) -> dict[str, str]:
+        """The environment of somebody who has this policy, which counts after `enforce_policies`."""
+        iam = self.client("iam")
+        iam.create_user(UserName=name)
+        iam.put_user_policy(UserName=name, PolicyName="policy", PolicyDocument=policy)
+        key = iam.create_access_key(UserName=name)["AccessKey"]
+        return self.environment | {
+            "AWS_ACCESS_KEY_ID": key["AccessKeyId"],
+            "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
+        }
+
+    @contextlib.contextmanager
+    def enforce_policies(self) -> Iterator[None]:
+        self.post("reset-auth", b"0")
+        try:
+            yield
+        finally:
+            self.post("reset-auth", b"inf")
 
     def describe(self, job: FakeTrainingJob | str, **description: Any) -> None:
         """Changes what DescribeTrainingJob says of a job."""
@@ -99,7 +121,8 @@ class AWS:
         hyperparameters = {key: json.loads(value) for key, value in request["HyperParameters"].items()}
         hosts = [Host(folder / name, name, names, hyperparameters, folder / "data") for name in names]
         job_name, port = request["TrainingJobName"], free_port()
-        environment = self.environment | request.get("Environment", {}) | {"TRAINING_JOB_NAME": job_name}
+        environment = {name: value for name, value in self.environment.items() if name.startswith("AWS_")}
+        environment |= request.get("Environment", {}) | {"TRAINING_JOB_NAME": job_name}
         for host in hosts:
             host.start(**environment, MASTER_PORT=port)
         codes = [host.wait() for host in hosts]

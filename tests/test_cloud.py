@@ -1,48 +1,55 @@
 """Jobs in the cloud, with an AWS of our own: what is checked, what is sent, what becomes of it."""
 
+import contextlib
+import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import pytest
+import torch
 from aws import ACCOUNT, BUCKET, NO_AWS, REGION, expired_aws
 from botocore.session import get_session
+from botocore.validate import ParamValidator
 from conftest import ROOT, cifar10_files, write_archive
 
 IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/sagemaker-tutorial:1"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/sagemaker"
-OPTIONS = {
-    "image_uri": IMAGE,
-    "role": ROLE,
-    "instance_type": "ml.g4dn.12xlarge",
-    "instance_count": "2",
-    "input_path": f"s3://{BUCKET}/datasets/cifar-10",
-    "output_path": f"s3://{BUCKET}/output",
-}
+OPTIONS = (
+    f"--image_uri={IMAGE}",
+    f"--role={ROLE}",
+    "--instance_type=ml.g4dn.12xlarge",
+    "--instance_count=2",
+    f"--input_path=s3://{BUCKET}/datasets/cifar-10",
+    f"--output_path=s3://{BUCKET}/output",
+)
 TINY = ("model=tiny.Tiny", "data.verify=false", "data.val_split=20", "data.batch_size=10")
 CPU = ("trainer.accelerator=cpu", "trainer.devices=1")
 
 
-def start(*options: str, environment: dict[str, str], **changed: str | None) -> subprocess.Popen:
-    """Starts `python run_sagemaker.py` for a job in the cloud; `changed` options may be None, which leaves them out."""
-    given = [f"--{name}={value}" for name, value in (OPTIONS | changed).items() if value is not None]
+def start(*options: str, environment: dict[str, str], **kwargs) -> subprocess.Popen:
+    """Starts `python run_sagemaker.py` for a job in the cloud."""
+    command = [sys.executable, ROOT / "run_sagemaker.py", *OPTIONS, *options]
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, ROOT / "run_sagemaker.py", *given, *options], env=environment, **output)
+    return subprocess.Popen(command, env=environment, **output, **kwargs)
 
 
-def launch(*options: str, environment: dict[str, str], code: int = 0, **changed: str) -> tuple[str, str]:
+def launch(*options: str, environment: dict[str, str], code: int = 0) -> tuple[str, str]:
     """What the launcher prints on stdout and stderr; checks its exit code."""
-    process = start(*options, environment=environment, **changed)
+    process = start(*options, environment=environment)
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == code, f"exit code {process.returncode}\n{stdout}\n{stderr}"
     return stdout, stderr
 
 
-def error_line(*options: str, environment: dict[str, str], code: int = 2, **changed: str) -> str:
+def error_line(*options: str, environment: dict[str, str], code: int = 2) -> str:
     """The only line on stderr."""
-    _, stderr = launch(*options, environment=environment, code=code, **changed)
+    _, stderr = launch(*options, environment=environment, code=code)
     assert stderr.count("\n") == 1, stderr
     return stderr.removeprefix("run_sagemaker.py: error: ").rstrip("\n")
 
@@ -55,10 +62,8 @@ def account(aws, tmp_path):
     ecr = aws.client("ecr")
     ecr.create_repository(repositoryName="sagemaker-tutorial")
     media_type = "application/vnd.docker.distribution.manifest.v2+json"
-    manifest = json.dumps(
-        {"schemaVersion": 2, "mediaType": media_type, "config": {"digest": "sha256:" + "0" * 64}, "layers": []}
-    )
-    ecr.put_image(repositoryName="sagemaker-tutorial", imageManifest=manifest, imageTag="1")
+    manifest = {"schemaVersion": 2, "mediaType": media_type, "config": {"digest": f"sha256:{0:064}"}, "layers": []}
+    ecr.put_image(repositoryName="sagemaker-tutorial", imageManifest=json.dumps(manifest), imageTag="1")
     return aws
 
 
@@ -125,8 +130,8 @@ def test_a_bad_argument_of_the_estimator_ends_in_one_line(items, line):
     assert error_line("--dry_run", "--estimator", *items, environment=NO_AWS) == line
 
 
-def dry_run(*options: str, environment: dict[str, str] = NO_AWS, **changed: str) -> dict:
-    stdout, stderr = launch("--dry_run", *options, environment=environment, **changed)
+def dry_run(*options: str, environment: dict[str, str] = NO_AWS) -> dict:
+    stdout, stderr = launch("--dry_run", *options, environment=environment)
     assert stderr == ""
     return json.loads(stdout.split("\nEach container runs:\n")[0])
 
@@ -138,12 +143,12 @@ def test_a_dry_run_needs_no_account_and_sends_nothing(aws):
 
 
 def test_every_option_arrives_in_the_request():
-    changed = {"job_name": "my-job", "max_run": "3600", "volume_size": "50", "keep_alive_period_in_seconds": "600"}
-    changed |= {"code_location": f"s3://{BUCKET}/code/"}
-    lists = ["--environment", "A=b=c", "B=1", "--tags", "team=vision", "--subnets", "subnet-1", "subnet-2"]
-    lists += ["--security_group_ids", "sg-1", "--encrypt_inter_container_traffic", "--enable_network_isolation"]
-    lists += ["--estimator", "max_retry_attempts=2", "output_kms_key=alias/mine"]
-    request = dry_run(*lists, "--hyperparams", "trainer.max_epochs=1", **changed)
+    options = ["--job_name=my-job", "--max_run=3600", "--volume_size=50", "--keep_alive_period_in_seconds=600"]
+    options += [f"--code_location=s3://{BUCKET}/code/"]
+    options += ["--environment", "A=b=c", "B=1", "--tags", "team=vision", "--subnets", "subnet-1", "subnet-2"]
+    options += ["--security_group_ids", "sg-1", "--encrypt_inter_container_traffic", "--enable_network_isolation"]
+    options += ["--estimator", "max_retry_attempts=2", "output_kms_key=alias/mine"]
+    request = dry_run(*options, "--hyperparams", "trainer.max_epochs=1")
     assert request["TrainingJobName"] == "my-job"
     assert request["RoleArn"] == ROLE
     assert request["AlgorithmSpecification"]["TrainingImage"] == IMAGE
@@ -156,15 +161,17 @@ def test_every_option_arrives_in_the_request():
     assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600}
     channels = {channel["ChannelName"]: channel["DataSource"]["S3DataSource"] for channel in request["InputDataConfig"]}
     sources = {name: source["S3Uri"] for name, source in channels.items()}
-    assert sources["training"] == OPTIONS["input_path"]
+    assert sources["training"] == f"s3://{BUCKET}/datasets/cifar-10"
     assert sources["code"].startswith(f"s3://{BUCKET}/code/my-job/source/")  # without a network SageMaker fetches it
-    assert request["OutputDataConfig"] == {"S3OutputPath": OPTIONS["output_path"], "KmsKeyId": "alias/mine"}
+    assert request["OutputDataConfig"] == {"S3OutputPath": f"s3://{BUCKET}/output", "KmsKeyId": "alias/mine"}
     assert request["VpcConfig"] == {"Subnets": ["subnet-1", "subnet-2"], "SecurityGroupIds": ["sg-1"]}
     assert request["Environment"] == {"A": "b=c", "B": "1"}
     assert request["Tags"] == [{"Key": "team", "Value": "vision"}]
     assert request["EnableNetworkIsolation"] and request["EnableInterContainerTrafficEncryption"]
     assert request["RetryStrategy"] == {"MaximumRetryAttempts": 2}
     assert request["HyperParameters"]["trainer.max_epochs"] == '"1"'
+    model = get_session().get_service_model("sagemaker").operation_model("CreateTrainingJob").input_shape
+    assert not ParamValidator().validate(request, model).has_errors()
 
 
 def test_cloudwatch_finds_every_metric_in_the_lines_that_training_prints():
@@ -183,14 +190,6 @@ def test_cloudwatch_finds_every_metric_in_the_lines_that_training_prints():
         "test_acc": 0.68,
         "images_per_second": 592.958,
     }
-
-
-def test_the_request_passes_the_validation_of_the_sdks_own_service_model():
-    request = dry_run("--environment", "A=b", "--tags", "a=b", "--subnets", "subnet-1", "--security_group_ids", "sg-1")
-    model = get_session().get_service_model("sagemaker").operation_model("CreateTrainingJob").input_shape
-    from botocore.validate import ParamValidator
-
-    assert not ParamValidator().validate(request, model).has_errors()
 
 
 @pytest.mark.parametrize(
@@ -214,7 +213,7 @@ def test_the_request_passes_the_validation_of_the_sdks_own_service_model():
     ],
 )
 def test_what_is_missing_in_the_account_is_told_in_one_line_before_the_upload(account, change, options, line):
-    s3 = account.client("s3")
+    s3 = account.client("s3", region="us-west-2")
     s3.create_bucket(Bucket="other-bucket", CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
     environment = dict(account.environment)
     if "taken" in options:
@@ -232,11 +231,109 @@ def test_what_is_missing_in_the_account_is_told_in_one_line_before_the_upload(ac
     elif change == "expired":
         environment["AWS_ENDPOINT_URL"] = expired_aws()
     elif change == "denied":
-        account.post("reset-auth", b"0")
-    try:
+        allow_nothing = {"Effect": "Allow", "Action": "sts:GetCallerIdentity", "Resource": "*"}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [allow_nothing]})
+        environment = account.person("newcomer", policy)
+    with account.enforce_policies() if change == "denied" else contextlib.nullcontext():
         before = time.monotonic()
         assert re.match(line, error_line(*options.split(), environment=environment))
         assert time.monotonic() - before < 5
-    finally:
-        account.post("reset-auth", b"inf")
     assert (len(account.keys()), len(account.requests)) == (num_objects, num_requests)
+
+
+def test_a_completed_job_shows_its_log_by_host_and_ends_with_what_it_cost_and_where_the_model_is(account):
+    account.next_job |= {"billable_time_in_seconds": 90}
+    for host in ("algo-1", "algo-2"):
+        account.log("my-job", host, [f"hello from {host}"])
+    stdout, stderr = launch("--job_name=my-job", environment=account.environment)
+    assert stderr == ""
+    assert "\nalgo-1  hello from algo-1\n" in stdout and "\nalgo-2  hello from algo-2\n" in stdout
+    assert stdout.endswith(
+        f"""
+job               my-job: Completed
+billable seconds  180 (90 on each of 2 instances)
+model             s3://{BUCKET}/output/my-job/output/model.tar.gz
+checkpoints       s3://{BUCKET}/output/my-job/output/output.tar.gz
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    "status, secondary_status, reason",
+    [
+        ("Failed", "Failed", "AlgorithmError: train.py: error:\n no GPU"),
+        ("Stopped", "Stopped", None),
+        ("Stopped", "MaxRuntimeExceeded", None),
+    ],
+)
+def test_a_job_that_ends_otherwise_ends_the_launcher_with_1_and_the_reason(account, status, secondary_status, reason):
+    account.next_job = {"training_job_status": status, "secondary_status": secondary_status, "failure_reason": reason}
+    line = error_line("--job_name=my-job", environment=account.environment, code=1)
+    reason = "AlgorithmError: train.py: error: no GPU" if reason else secondary_status
+    assert line == f"job my-job ended as {status}: {reason}"
+
+
+def test_without_waiting_the_launcher_says_how_to_follow_and_to_stop_the_job(account):
+    account.next_job = {"training_job_status": "InProgress", "secondary_status": "Starting"}
+    stdout, stderr = launch("--job_name=my-job", "--wait=false", environment=account.environment)
+    assert stderr == ""
+    assert "aws logs tail /aws/sagemaker/TrainingJobs --follow --log-stream-name-prefix my-job/\n" in stdout
+    assert "aws sagemaker stop-training-job --training-job-name my-job\n" in stdout
+
+
+@pytest.fixture
+def waiting(account):
+    """A launcher that waits for the job my-job."""
+    account.next_job = {"training_job_status": "InProgress", "secondary_status": "Training"}
+    process = start("--job_name=my-job", environment=account.environment, start_new_session=True)
+    while "started my-job" not in process.stdout.readline():
+        assert process.poll() is None
+    yield process
+    process.kill()
+
+
+def test_ctrl_c_leaves_the_job_running_and_says_so(account, waiting):
+    os.killpg(waiting.pid, signal.SIGINT)
+    stdout, stderr = waiting.communicate(timeout=10)
+    assert waiting.returncode == 130
+    assert "aws sagemaker stop-training-job --training-job-name my-job\n" in stdout
+    assert stderr == "run_sagemaker.py: error: stopped by SIGINT\n"
+    job = account.client("sagemaker").describe_training_job(TrainingJobName="my-job")
+    assert job["TrainingJobStatus"] == "InProgress"
+
+
+def test_a_token_that_expires_while_waiting_leaves_the_job_running_and_says_so(account, waiting):
+    with account.enforce_policies():  # the person's key is none that IAM knows
+        stdout, stderr = waiting.communicate(timeout=60)
+    assert waiting.returncode == 1
+    assert "aws sagemaker stop-training-job --training-job-name my-job\n" in stdout
+    assert re.match("run_sagemaker.py: error: AWS: .* security token .* is invalid", stderr) and stderr.count("\n") == 1
+
+
+def test_the_request_is_what_two_hosts_need_to_train_one_model(account, tmp_path):
+    account.next_job = {"training_job_status": "InProgress", "secondary_status": "Training"}
+    hyperparams = (
+        *TINY,
+        *CPU,
+        "trainer.max_epochs=2",
+        "trainer.callbacks=tiny.PrintWeights",
+        f"logger.save_dir=s3://{BUCKET}/tensorboard",
+    )
+    process = start(
+        "--environment", "OMP_NUM_THREADS=1", "--hyperparams", *hyperparams, environment=account.environment
+    )
+    while not account.requests:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    (request,) = account.requests
+    account.execute(request, tmp_path / "job")
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stdout + stderr
+    job_name = request["TrainingJobName"]
+    weights = re.findall(r"^algo-(\d)  rank=\d world_size=2 weights=(\w+)", stdout, re.MULTILINE)
+    assert sorted(host for host, _ in weights) == ["1", "2"] and len({weight for _, weight in weights}) == 1
+    key = stdout.split(f"model             s3://{BUCKET}/")[1].split()[0]
+    content = account.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        assert torch.load(tar.extractfile("./model.pt"), weights_only=True)["2.weight"].shape == (10, 192)
+    assert [key for key in account.keys(f"tensorboard/tutorial/{job_name}/") if "events.out.tfevents" in key]
