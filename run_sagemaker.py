@@ -147,7 +147,6 @@ def launch(options: Namespace) -> None:
 
 
 def parse_options() -> Namespace:
-    """The options."""
     parser = Parser(prog="run_sagemaker.py", usage="python run_sagemaker.py [options]", allow_abbrev=False)
     parser.description = "Trains with app/train.py in SageMaker's containers, on this machine or in the cloud."
     defaults = " ".join(f"{key}={value}" for key, value in DEFAULT_HYPERPARAMS.items())
@@ -233,10 +232,9 @@ def check_cloud_options(options: Namespace) -> None:
         raise ValueError(f"--image_uri={options.image_uri}: {line}")
     if not options.role:
         raise ValueError("--role: is missing; it is the ARN of SageMaker's execution role, as README.md says")
+    s3_uri = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?"
     for name in ("input_path", "output_path", "code_location"):
-        if options[name] is not None and not re.fullmatch(
-            r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", options[name]
-        ):
+        if options[name] is not None and not re.fullmatch(s3_uri, options[name]):
             raise ValueError(f"--{name}={options[name]}: must be in S3, such as s3://my-bucket/folder")
     save_dir = options.hyperparams.get("logger.save_dir", "")
     if options.enable_network_isolation and "://" in save_dir:
@@ -312,9 +310,10 @@ def compose_command() -> list[str]:
 
 def check_account(options: Namespace) -> None:
     """Raises ValueError for what is missing in the AWS account: region, buckets, input, image; or the job's name."""
+    import boto3
     from botocore.exceptions import ClientError
 
-    session = boto_session()
+    session = boto3.Session(region_name=find_region())
     if not session.region_name:
         raise ValueError("there is no AWS region; name one, as by: export AWS_DEFAULT_REGION=us-east-1")
     account = session.client("sts").get_caller_identity()["Account"]
@@ -336,9 +335,8 @@ def check_account(options: Namespace) -> None:
     prefix = "".join(f"{folder}/" for folder in folders)
     objects = s3.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", [])
     check_input(options, [item["Key"].removeprefix(prefix) for item in objects])
-    image = re.fullmatch(
-        r"(\d{12})\.dkr\.ecr\.([^.]+)\.amazonaws\.com[^/]*/([^:@]+)(?:@(.+)|:(.+))?", options.image_uri
-    )
+    ecr_image = r"(\d{12})\.dkr\.ecr\.([^.]+)\.amazonaws\.com[^/]*/([^:@]+)(?:@(.+)|:(.+))?"
+    image = re.fullmatch(ecr_image, options.image_uri)
     if image and image[1] == account:
         image_id = {"imageDigest": image[4]} if image[4] else {"imageTag": image[5] or "latest"}
         ecr = session.client("ecr", region_name=image[2])
@@ -347,20 +345,15 @@ def check_account(options: Namespace) -> None:
         except (ecr.exceptions.RepositoryNotFoundException, ecr.exceptions.ImageNotFoundException) as error:
             line = "is not in the registry; push it with ./docker/push-image.sh"
             raise ValueError(f"--image_uri={options.image_uri}: {line}") from error
-    if options.job_name:
-        try:
-            session.client("sagemaker").describe_training_job(TrainingJobName=options.job_name)
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "ValidationException":
-                raise
-        else:
+    with contextlib.suppress(ClientError):  # there is none, or it is not for this person to know
+        if options.job_name and session.client("sagemaker").describe_training_job(TrainingJobName=options.job_name):
             raise ValueError(f"--job_name={options.job_name}: there is a job of that name already")
 
 
-def boto_session() -> Any:
+def find_region() -> str | None:
     import boto3
 
-    return boto3.Session(region_name=boto3.Session().region_name or os.environ.get("AWS_REGION"))
+    return boto3.Session().region_name or os.environ.get("AWS_REGION")  # which boto3 does not read
 
 
 def as_uri(path: str) -> str:
@@ -386,8 +379,8 @@ def make_estimator(options: Namespace, is_local: bool, container_root: str) -> A
     config = {"SchemaVersion": "1.0"} | load_sagemaker_config()
     modules = config.setdefault("SageMaker", {}).setdefault("PythonSDK", {}).setdefault("Modules", {})
     modules["TelemetryOptOut"] = True
-    boto = boto3.Session(region_name=boto_session().region_name or "us-east-1")
-    session = (LocalSession if is_local else Session)(boto, sagemaker_config=config)
+    boto_session = boto3.Session(region_name=find_region() or "us-east-1")
+    session = (LocalSession if is_local else Session)(boto_session, sagemaker_config=config)
     if is_local:
         session.config = {"local": {"local_code": True, "container_root": container_root}}
     known = {name for base in PyTorch.__mro__ for name in signature(base.__init__).parameters}
@@ -466,9 +459,7 @@ billable seconds  {seconds * num_instances} ({seconds} on each of {num_instances
         reason = job.get("FailureReason") or job["SecondaryStatus"]
         raise RuntimeError(f"job {job_name} ended as {status}: {' '.join(reason.split())}")
     model = job["ModelArtifacts"]["S3ModelArtifacts"]
-    print(
-        f"model             {model}\noutput            {model.replace('model.tar', 'output.tar')} (checkpoints, logs)"
-    )
+    print(f"model             {model}\ncheckpoints       {model.replace('model.tar', 'output.tar')}")
 
 
 def train_locally(estimator: Any, inputs: dict[str, str]) -> None:
