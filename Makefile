@@ -17,7 +17,7 @@ test-docker: .venv/installed-dev  ## Build the image and run the tests that need
 check: .venv/installed-dev  ## Check format and style of Python and shell
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/shellcheck .ci/run docker/*.sh
+	$(BIN)/shellcheck .ci/run *.sh docker/*.sh
 
 bench: .venv/installed-dev  ## Measure the input pipeline and Lightning's overhead
 	$(BIN)/python tests/bench.py
