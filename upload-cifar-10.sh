@@ -30,7 +30,7 @@ if [[ ! -e $archive ]]; then
   mkdir -p .cache
   progress=--show-progress
   [[ -t 2 ]] || progress=--no-verbose
-  wget --quiet "$progress" --output-document="$file" "$url" ||
+  wget --quiet "$progress" --tries=3 --timeout=60 --output-document="$file" "$url" ||
     fail "wget cannot get $url (exit code $?); put the archive into .cache yourself"
 fi
 actual=$(python3 -c 'import hashlib, sys; print(hashlib.md5(open(sys.argv[1], "rb").read()).hexdigest())' "$file")

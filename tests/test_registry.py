@@ -1,0 +1,178 @@
+"""docker/push-image.sh with a real Docker Engine and registry; moto plays the rest of ECR: `make test-docker`."""
+
+import base64
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import bcrypt
+import pytest
+from conftest import ROOT
+from toolkit import free_port
+
+REGISTRY = shutil.which("docker-registry")
+DOCKER = shutil.which("docker")
+NAME = "sagemaker-tutorial-test"  # so that the image sagemaker-tutorial of this machine stays what it is
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.skipif(not REGISTRY, reason="there is no docker-registry, a package of Debian and Ubuntu"),
+]
+
+
+def docker(*command: str, **environment: str) -> str:
+    """What a docker command prints; it must succeed."""
+    env = os.environ | environment
+    return subprocess.run([DOCKER, *command], check=True, capture_output=True, text=True, env=env).stdout.strip()
+
+
+@pytest.fixture
+def password(aws) -> str:
+    token = aws.client("ecr").get_authorization_token()["authorizationData"][0]["authorizationToken"]
+    return base64.b64decode(token).decode().removeprefix("AWS:")
+
+
+@pytest.fixture
+def registry(tmp_path: Path, password: str) -> Iterator[str]:
+    """Host and port of an empty registry that asks for ECR's password."""
+    host = f"127.0.0.1:{free_port()}"
+    (tmp_path / "htpasswd").write_bytes(b"AWS:" + bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)) + b"\n")
+    (tmp_path / "registry.yaml").write_text(
+        "version: 0.1\n"
+        f"storage: {{filesystem: {{rootdirectory: {tmp_path}/registry}}}}\n"
+        f"http: {{addr: {host}}}\n"
+        f"auth: {{htpasswd: {{realm: ECR, path: {tmp_path}/htpasswd}}}}\n"
+    )
+    with open(tmp_path / "registry.log", "w") as log:
+        process = subprocess.Popen([REGISTRY, "serve", tmp_path / "registry.yaml"], stdout=log, stderr=log)
+    while process.poll() is None:
+        try:
+            urlopen(f"http://{host}/v2/")
+        except HTTPError as error:
+            assert error.code == 401
+            break
+        except OSError:
+            time.sleep(0.1)
+    yield host
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture
+def push(tmp_path: Path, aws, registry: str) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+    """Runs push-image.sh in a copy of the project that makes a small image, and records docker's command lines."""
+    shutil.copytree(ROOT / "docker", tmp_path / "docker")
+    for file in ("requirements.txt", ".dockerignore"):
+        shutil.copy(ROOT / file, tmp_path)
+    for script in (tmp_path / "docker").glob("*.sh"):
+        script.write_text(script.read_text().replace("sagemaker-tutorial", NAME))
+    (tmp_path / "docker/Dockerfile").write_text("FROM scratch\nARG WORD=\nENV WORD=${WORD}\nCOPY requirements.txt .\n")
+    (tmp_path / "bin").mkdir()
+    recorder = f'#!/bin/sh\necho "$@" >> {tmp_path}/commands\nexec {shlex.quote(DOCKER)} "$@"\n'
+    (tmp_path / "bin/docker").write_text(recorder)
+    (tmp_path / "bin/docker").chmod(0o755)
+    path = f"{tmp_path}/bin:{Path(sys.executable).parents[1]}/aws/bin:{os.environ['PATH']}"
+    environment = aws.environment | {"PATH": path, "REGISTRY": registry, "DOCKER_CONFIG": str(tmp_path / "config")}
+
+    def push(*arguments: str, code: int = 0, **variables: str) -> subprocess.CompletedProcess:
+        command = [tmp_path / "docker/push-image.sh", *arguments]
+        env = environment | variables
+        result = subprocess.run(command, capture_output=True, text=True, env=env, cwd="/", timeout=300)
+        assert result.returncode == code, result.stderr
+        return result
+
+    yield push
+    for image in docker("images", "--format", "{{.Repository}}:{{.Tag}}").split():
+        if image == f"{NAME}:latest" or image.startswith(f"{registry}/"):
+            docker("rmi", image)
+
+
+def pull(uri: str, password: str, config: Path) -> str:
+    """The ID of the image, which is removed from this machine and pulled from the registry."""
+    docker("rmi", uri, f"{NAME}:latest")
+    environment = {"DOCKER_CONFIG": str(config)}
+    login = [DOCKER, "login", "--username=AWS", "--password-stdin", uri.split("/")[0]]
+    subprocess.run(login, check=True, input=password, text=True, env=os.environ | environment, capture_output=True)
+    docker("pull", uri, **environment)
+    return docker("images", "--quiet", "--no-trunc", uri)
+
+
+def add_to_ecr(aws, uri: str) -> None:
+    """Tells moto's ECR, which has no registry, what was pushed."""
+    manifest = '{"mediaType": "application/vnd.docker.distribution.manifest.v2+json"}'
+    aws.client("ecr").put_image(repositoryName=NAME, imageTag=uri.split(":")[-1], imageManifest=manifest)
+
+
+def test_the_first_push_creates_a_repository_that_scans_images_and_keeps_tags(push, aws):
+    push()
+    (repository,) = aws.client("ecr").describe_repositories()["repositories"]
+    assert repository["repositoryName"] == NAME
+    assert repository["imageScanningConfiguration"] == {"scanOnPush": True}
+    assert repository["imageTagMutability"] == "IMMUTABLE"
+
+
+def test_the_image_that_was_built_can_be_pulled_by_the_printed_uri(push, registry, password, tmp_path):
+    uri = push().stdout.strip()
+    assert uri.startswith(f"{registry}/{NAME}:")
+    built = docker("images", "--quiet", "--no-trunc", f"{NAME}:latest")
+    assert pull(uri, password, tmp_path / "config") == built
+
+
+def test_the_password_is_on_no_command_line_in_no_output_and_in_no_file(push, password, tmp_path):
+    result = push()
+    commands = (tmp_path / "commands").read_text()
+    assert "login" in commands and "push" in commands
+    assert password not in commands + result.stdout + result.stderr
+    assert '"auth"' not in (tmp_path / "config/config.json").read_text()
+
+
+def test_a_second_push_does_nothing(push, aws, tmp_path):
+    first = push()
+    add_to_ecr(aws, first.stdout.strip())
+    (tmp_path / "commands").unlink()
+    second = push()
+    assert second.stdout == first.stdout
+    assert second.stderr == "in ECR already, nothing to do:\n"
+    assert not (tmp_path / "commands").exists()
+
+
+def test_an_image_built_with_arguments_gets_the_tag_of_the_person(push, password, tmp_path):
+    uri = push("--build-arg", "WORD=fast", IMAGE_TAG="fast").stdout.strip()
+    assert uri.endswith(f"/{NAME}:fast")
+    pull(uri, password, tmp_path / "config")
+    assert "WORD=fast" in docker("image", "inspect", uri)
+
+
+def test_a_tag_is_not_given_to_another_image(push, aws):
+    first = push()
+    add_to_ecr(aws, first.stdout.strip())
+    assert "set IMAGE_TAG to a tag of its own" in push("--build-arg", "WORD=fast", code=2).stderr
+    tag = first.stdout.strip().split(":")[-1]
+    line = push("--build-arg", "WORD=fast", IMAGE_TAG=tag, code=2).stderr
+    assert line.count("\n") == 1 and "set IMAGE_TAG to another tag" in line
+
+
+def test_a_repository_that_exists_is_used_as_it_is(push, aws):
+    aws.client("ecr").create_repository(repositoryName=NAME)
+    push()
+    (repository,) = aws.client("ecr").describe_repositories()["repositories"]
+    assert repository["imageTagMutability"] == "MUTABLE"
+
+
+def test_without_docker_engine_no_repository_is_created(push, aws):
+    line = push(DOCKER_HOST="tcp://127.0.0.1:1", code=2).stderr
+    assert line.startswith("push-image.sh: error: docker: Cannot connect to the Docker daemon")
+    assert line.count("\n") == 1 and "start Docker" in line
+    assert aws.client("ecr").describe_repositories()["repositories"] == []
+
+
+def test_a_registry_that_refuses_is_named_in_one_line(push):
+    line = push(REGISTRY="127.0.0.1:1", code=2).stderr
+    assert line.startswith("push-image.sh: error: docker: ") and line.count("\n") == 1
+    assert "127.0.0.1:1" in line
