@@ -26,9 +26,9 @@ from metrics import Metrics
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeUnion, SaveConfigCallback
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 from resnet import ResNet18
+from s3_logger import S3TensorBoardLogger
 from sagemaker_env import SageMakerEnvironment, report_failure, sagemaker_args
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
@@ -140,7 +140,7 @@ class CLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: Parser) -> None:
-        parser.add_class_arguments(TensorBoardLogger, "logger")
+        parser.add_class_arguments(S3TensorBoardLogger, "logger")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint to go on from: its path, or `last`.")
         parser.add_argument("--model_dir", type=str | None, help="Folder for model.pt, if not beside the checkpoints.")

@@ -87,6 +87,8 @@ def sagemaker_args(args: list[str]) -> list[str]:
     if len(args) % 2 == 0 and all(name.startswith("--") and "=" not in name for name in names):
         # The toolkit separates names and values, so that a value like -1e-3 would be taken for an option.
         args = [f"{name}={value}" for name, value in zip(names, args[1::2], strict=True)]
+    if any(arg.startswith("--logger.save_dir=s3://") for arg in args) and "TRAINING_JOB_NAME" in os.environ:
+        options["logger.version"] = os.environ["TRAINING_JOB_NAME"]  # a restart has the same, and goes on there
     configs = [arg for arg in args if arg.startswith("--config=")]  # YAML files yield to the folders, options do not
     others = [arg for arg in args if arg not in configs]
     return configs + [f"--{name}={value}" for name, value in options.items()] + others

@@ -19,6 +19,7 @@ import torch
 from cli import CLI, exit_with
 from files import check_writable, save_atomically
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from s3_logger import S3TensorBoardLogger
 from sagemaker_env import report_failure
 from torch.distributed import DistNetworkError, DistStoreError
 
@@ -46,6 +47,8 @@ def prepare(cli: CLI) -> str | None:
     for directory in (config.logger.save_dir, config.checkpoint.dirpath, config.model_dir):
         if directory and "://" not in str(directory):
             check_writable(directory)
+    if config.logger.save_dir.startswith("s3://") and not config.checkpoint.dirpath:
+        raise ValueError("--checkpoint.dirpath=null is the log's folder, but the log goes to S3: name a folder")
     ckpt_path = config.ckpt_path
     if ckpt_path == "last":
         ckpt_path = os.path.join(config.checkpoint.dirpath or "", "last.ckpt")
@@ -54,6 +57,8 @@ def prepare(cli: CLI) -> str | None:
             f"--ckpt_path={config.ckpt_path}: there is no {ckpt_path} to go on from; leave the option out to start anew"
         )
     if cli.trainer.local_rank == 0:
+        if isinstance(cli.trainer.logger, S3TensorBoardLogger):
+            cli.trainer.logger.check()
         cli.datamodule.prepare_data()
     return ckpt_path
 
@@ -72,6 +77,8 @@ def train(cli: CLI, ckpt_path: str | None) -> None:
     if trainer.is_global_zero:
         network = getattr(model, "network", model)
         save_atomically({name: weight.cpu() for name, weight in network.state_dict().items()}, model_path)
+        if isinstance(trainer.logger, S3TensorBoardLogger):
+            log_dir = trainer.logger.finish()  # before the last barrier: local mode ends all hosts with the first
         tensorboard = shutil.which("tensorboard") or Path(sys.executable).with_name("tensorboard")
         print(f"""
 test accuracy     {trainer.callback_metrics.get("test_acc", math.nan):.1%} on {cli.datamodule.description}
