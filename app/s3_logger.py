@@ -35,7 +35,7 @@ class S3TensorBoardLogger(TensorBoardLogger):
     def __init__(self, save_dir: str, flush_secs: PositiveInt = 120, **kwargs: Any):
         self._url = save_dir.rstrip("/") if save_dir.startswith("s3://") else None
         if self._url:
-            self._bucket, _, self._prefix = self._url.removeprefix("s3://").partition("/")
+            self._bucket, _, self._key = self._url.removeprefix("s3://").partition("/")
             save_dir = os.path.join(tempfile.gettempdir(), f"tensorboard-{uuid4()}")  # which rank 0 alone will make
         super().__init__(save_dir, flush_secs=flush_secs, **kwargs)
         self._flush_secs, self._thread = flush_secs, None
@@ -44,7 +44,7 @@ class S3TensorBoardLogger(TensorBoardLogger):
         """Raises OSError if the log cannot be in S3; finds the next free version there, unless one was given."""
         if not self._url:
             return
-        query = {"Bucket": self._bucket, "Prefix": os.path.join(self._prefix, self.name, ""), "Delimiter": "/"}
+        query = {"Bucket": self._bucket, "Prefix": os.path.join(self._key, self.name, ""), "Delimiter": "/"}
         try:
             pages = client().get_paginator("list_objects_v2").paginate(**query)
             folders = [folder["Prefix"] for page in pages for folder in page.get("CommonPrefixes", [])]
@@ -76,7 +76,7 @@ class S3TensorBoardLogger(TensorBoardLogger):
                 for path in filter(Path.is_file, Path(self.save_dir).rglob("*")):
                     state = path.stat().st_size, path.stat().st_mtime_ns  # an event is there within milliseconds
                     if copied.get(path) != state:
-                        key = os.path.join(self._prefix, path.relative_to(self.save_dir))
+                        key = os.path.join(self._key, path.relative_to(self.save_dir))
                         client().put_object(Bucket=self._bucket, Key=key, Body=path.read_bytes())
                         copied[path] = state
                 self._error = None
