@@ -5,8 +5,7 @@ import json
 import os
 import tarfile
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -14,10 +13,12 @@ from urllib.request import Request, urlopen
 
 import boto3
 from conftest import ENVIRONMENT
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from moto.sagemaker.models import FakeTrainingJob, sagemaker_backends
 from moto.sagemaker.responses import SageMakerResponse
 from moto.server import ThreadedMotoServer
 from toolkit import Host, free_port
+from werkzeug.serving import make_server
 
 REGION = "eu-central-1"
 ACCOUNT = "123456789012"
@@ -138,20 +139,30 @@ class AWS:
         return hosts
 
 
-def expired_aws() -> str:
-    """The address of a server that answers as AWS does when a person's token has expired."""
+class Endpoint:
+    """Another way to the same AWS, which writes down the requests, is slow, and fails as told.
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.send_response(403)
-            self.end_headers()
-            message = "The security token included in the request is expired"
-            error = f"<Error><Type>Sender</Type><Code>ExpiredToken</Code><Message>{message}</Message></Error>"
-            self.wfile.write(f"<ErrorResponse>{error}<RequestId>1</RequestId></ErrorResponse>".encode())
+    Args:
+        delay: Seconds that it adds to each request.
+        error: What the request of a number from 1 on fails with, such as "503 SlowDown", if it does.
+    """
 
-        def log_message(self, *args: Any) -> None:
-            pass
+    def __init__(self, delay: float = 0.0, error: Callable[[int], str | None] = lambda number: None):
+        self.delay, self.error = delay, error
+        self.requests: list[tuple[float, str, str]] = []  # time, method, path
+        self.app = DomainDispatcherApplication(create_backend_app)
+        self.server = make_server("127.0.0.1", 0, self.answer, threaded=True, request_handler=MotoRequestHandler)
+        Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.port}"
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    return f"http://127.0.0.1:{server.server_port}"
+    def answer(self, environ: dict[str, Any], start_response: Callable) -> Iterable[bytes]:
+        self.requests.append((time.monotonic(), environ["REQUEST_METHOD"], environ["PATH_INFO"]))
+        error = self.error(len(self.requests))
+        time.sleep(self.delay)
+        if not error:
+            return self.app(environ, start_response)
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        start_response(error, [("Content-Type", "application/xml")])
+        code = error.split()[1]
+        error = f"<Error><Code>{code}</Code><Message>{code}, says the test</Message></Error>"
+        return [f"<ErrorResponse>{error}<RequestId>1</RequestId></ErrorResponse>".encode()]

@@ -13,7 +13,7 @@ import time
 
 import pytest
 import torch
-from aws import ACCOUNT, BUCKET, NO_AWS, REGION, expired_aws
+from aws import ACCOUNT, BUCKET, NO_AWS, REGION, Endpoint
 from botocore.session import get_session
 from botocore.validate import ParamValidator
 from conftest import ROOT, cifar10_files, write_archive
@@ -229,7 +229,7 @@ def test_what_is_missing_in_the_account_is_told_in_one_line_before_the_upload(ac
     elif change == "no server":
         environment |= {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
     elif change == "expired":
-        environment["AWS_ENDPOINT_URL"] = expired_aws()
+        environment["AWS_ENDPOINT_URL"] = Endpoint(error=lambda number: "403 ExpiredToken").url
     elif change == "denied":
         allow_nothing = {"Effect": "Allow", "Action": "sts:GetCallerIdentity", "Resource": "*"}
         policy = json.dumps({"Version": "2012-10-17", "Statement": [allow_nothing]})

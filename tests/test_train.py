@@ -246,9 +246,10 @@ def test_the_exported_weights_in_a_fresh_network_give_the_accuracy_that_was_prin
 def test_help_explains_the_options_of_trainer_logger_checkpoint_data_model_optimizer_and_scheduler(tmp_path):
     output = run_train("--help", cwd=tmp_path).stdout
     for option in (
-        *("--trainer.max_epochs", "--trainer.weights_save_path", "--logger.save_dir", "--checkpoint.every_n_epochs"),
-        *("--data.batch_size", "--data.num_train_images", "--optimizer.lr", "--optimizer.momentum", "--lr_scheduler"),
-        *("--lr_scheduler.max_lr", "--lr_scheduler_interval", "--model", "--ckpt_path", "--model_dir"),
+        *("--trainer.max_epochs", "--trainer.weights_save_path", "--logger.save_dir", "--logger.flush_secs"),
+        *("--checkpoint.every_n_epochs", "--data.batch_size", "--data.num_train_images", "--optimizer.lr"),
+        *("--optimizer.momentum", "--lr_scheduler", "--lr_scheduler.max_lr", "--lr_scheduler_interval", "--model"),
+        *("--ckpt_path", "--model_dir"),
     ):
         explanation = re.search(rf"^  {option}[ ,].*(?:\n {{4,}}.*)*", output, re.MULTILINE)[0]
         assert len(explanation.split()) > 6, explanation  # more than its name, type and default

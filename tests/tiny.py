@@ -49,3 +49,11 @@ class ExitOnSigterm(Callback):
     def exit(self, signum: int, frame: FrameType | None) -> NoReturn:
         print("got SIGTERM", flush=True)
         os._exit(7)
+
+
+class Fail(Callback):
+    """Raises after the first epoch."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            raise RuntimeError("as the test wants it")
