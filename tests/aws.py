@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import boto3
-from conftest import ENVIRONMENT
+from conftest import ENVIRONMENT, ROOT
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from moto.sagemaker.models import FakeTrainingJob, sagemaker_backends
 from moto.sagemaker.responses import SageMakerResponse
@@ -22,6 +23,8 @@ from werkzeug.serving import make_server
 
 REGION = "eu-central-1"
 ACCOUNT = "123456789012"
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/sagemaker"
+BIN = Path(sys.executable).parent
 BUCKET = "my-bucket"
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 NO_AWS = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("AWS_")}
@@ -43,6 +46,7 @@ class AWS:
             "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
             "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
             "AWS_DEFAULT_REGION": REGION,
+            "PATH": f"{BIN}:{BIN.parent / 'aws/bin'}:{os.environ['PATH']}",  # with an AWS CLI of the tests' own
         }
         create_training_job, init = SageMakerResponse.create_training_job, FakeTrainingJob.__init__
 
@@ -60,6 +64,8 @@ class AWS:
         self.requests: list[dict[str, Any]] = []
         self.next_job = {"training_job_status": "Completed", "secondary_status": "Completed"}
         self.post("reset")
+        everything = {"Effect": "Allow", "Action": "*", "Resource": "*"}
+        self.environment |= self.person("owner", json.dumps({"Version": "2012-10-17", "Statement": everything}))
         self.client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
 
     def post(self, path: str, data: bytes = b"") -> None:
@@ -86,6 +92,20 @@ class AWS:
             "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
         }
 
+    def person_with(self, name: str) -> dict[str, str]:
+        """The environment of somebody who has a policy of docker/policies.
+
+        moto knows the resources of S3 alone; whatever else is done, it is done to `*`.
+        """
+        text = (ROOT / f"docker/policies/{name}.json").read_text()
+        text = text.replace("<my-bucket>", BUCKET).replace("<account-id>", ACCOUNT).replace("<role-name>", "sagemaker")
+        policy = json.loads(text)
+        for statement in policy["Statement"]:
+            if not str(statement["Action"]).lstrip("[']").startswith("s3:"):
+                statement["Resource"] = "*"
+            statement.pop("Condition", None)
+        return self.person(name, json.dumps(policy))
+
     @contextlib.contextmanager
     def enforce_policies(self) -> Iterator[None]:
         self.post("reset-auth", b"0")
@@ -110,8 +130,11 @@ class AWS:
         events = [{"timestamp": time.time_ns() // 10**6, "message": line} for line in lines if line]
         logs.put_log_events(logGroupName=LOG_GROUP, logStreamName=stream, logEvents=events)
 
-    def execute(self, request: dict[str, Any], folder: Path) -> list[Host]:
-        """Does what SageMaker does: trains on hosts that have the channel's files, and puts the results into S3."""
+    def execute(self, request: dict[str, Any], folder: Path, role: dict[str, str]) -> list[Host]:
+        """Does what SageMaker does: trains on hosts that have the channel's files, and puts the results into S3.
+
+        `role` is the environment of the execution role.
+        """
         s3 = self.client("s3")
         (channel,) = request["InputDataConfig"]
         prefix = channel["DataSource"]["S3DataSource"]["S3Uri"].removeprefix(f"s3://{BUCKET}/")
@@ -122,7 +145,7 @@ class AWS:
         hyperparameters = {key: json.loads(value) for key, value in request["HyperParameters"].items()}
         hosts = [Host(folder / name, name, names, hyperparameters, folder / "data") for name in names]
         job_name, port = request["TrainingJobName"], free_port()
-        environment = {name: value for name, value in self.environment.items() if name.startswith("AWS_")}
+        environment = {name: value for name, value in role.items() if name.startswith("AWS_")}
         environment |= request.get("Environment", {}) | {"TRAINING_JOB_NAME": job_name}
         for host in hosts:
             host.start(**environment, MASTER_PORT=port)

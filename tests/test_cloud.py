@@ -1,25 +1,28 @@
 """Jobs in the cloud, with an AWS of our own: what is checked, what is sent, what becomes of it."""
 
 import contextlib
+import gzip
+import hashlib
 import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from aws import ACCOUNT, BUCKET, NO_AWS, REGION, Endpoint
+from aws import ACCOUNT, AWS, BUCKET, NO_AWS, REGION, ROLE, Endpoint
 from botocore.session import get_session
 from botocore.validate import ParamValidator
 from conftest import ROOT, cifar10_files, write_archive
 
 IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/sagemaker-tutorial:1"
-ROLE = f"arn:aws:iam::{ACCOUNT}:role/sagemaker"
 OPTIONS = (
     f"--image_uri={IMAGE}",
     f"--role={ROLE}",
@@ -59,12 +62,28 @@ def account(aws, tmp_path):
     """An account in which the tutorial has come as far as the launch: with the data in S3 and the image in ECR."""
     archive = write_archive(tmp_path, cifar10_files())
     aws.client("s3").upload_file(str(archive), BUCKET, "datasets/cifar-10/cifar-10-python.tar.gz")
+    put_image(aws, tag="1")
+    return aws
+
+
+def put_image(aws: AWS, tag: str) -> None:
     ecr = aws.client("ecr")
     ecr.create_repository(repositoryName="sagemaker-tutorial")
     media_type = "application/vnd.docker.distribution.manifest.v2+json"
     manifest = {"schemaVersion": 2, "mediaType": media_type, "config": {"digest": f"sha256:{0:064}"}, "layers": []}
-    ecr.put_image(repositoryName="sagemaker-tutorial", imageManifest=json.dumps(manifest), imageTag="1")
-    return aws
+    ecr.put_image(repositoryName="sagemaker-tutorial", imageManifest=json.dumps(manifest), imageTag=tag)
+
+
+def copy_project(folder: Path) -> Path:
+    """A copy of what the tutorial's commands use, with a small archive in .cache."""
+    project = folder / "project"
+    for name in ("app", "docker"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("run_sagemaker.py", "upload-cifar-10.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, project)
+    (project / ".cache").mkdir()
+    write_archive(project / ".cache", cifar10_files())
+    return project
 
 
 @pytest.mark.parametrize(
@@ -303,37 +322,80 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(account, waiting):
 
 
 def test_a_token_that_expires_while_waiting_leaves_the_job_running_and_says_so(account, waiting):
-    with account.enforce_policies():  # the person's key is none that IAM knows
+    account.client("iam").delete_access_key(UserName="owner", AccessKeyId=account.environment["AWS_ACCESS_KEY_ID"])
+    with account.enforce_policies():
         stdout, stderr = waiting.communicate(timeout=60)
     assert waiting.returncode == 1
     assert "aws sagemaker stop-training-job --training-job-name my-job\n" in stdout
     assert re.match("run_sagemaker.py: error: AWS: .* security token .* is invalid", stderr) and stderr.count("\n") == 1
 
 
-def test_the_request_is_what_two_hosts_need_to_train_one_model(account, tmp_path):
-    account.next_job = {"training_job_status": "InProgress", "secondary_status": "Training"}
-    hyperparams = (
-        *TINY,
-        *CPU,
-        "trainer.max_epochs=2",
-        "trainer.callbacks=tiny.PrintWeights",
-        f"logger.save_dir=s3://{BUCKET}/tensorboard",
-    )
-    process = start(
-        "--environment", "OMP_NUM_THREADS=1", "--hyperparams", *hyperparams, environment=account.environment
-    )
-    while not account.requests:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-    (request,) = account.requests
-    account.execute(request, tmp_path / "job")
-    stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stdout + stderr
-    job_name = request["TrainingJobName"]
+def test_the_commands_of_the_tutorial_work_as_printed_with_no_more_permissions_than_they_need(aws, tmp_path):
+    section = (ROOT / "README.md").read_text().split("### With SageMaker in the cloud")[1].split("\n### ")[0]
+    variables, push, upload, train, curves = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    for placeholder, value in ("<account-id>", ACCOUNT), ("<role-name>", "sagemaker"), ("<my-bucket>", BUCKET):
+        variables = variables.replace(placeholder, value)
+    project = copy_project(tmp_path)
+    person, role = aws.person_with("laptop"), aws.person_with("execution-role")
+    aws.next_job = {"training_job_status": "InProgress", "secondary_status": "Training"}
+
+    def start(command: str, **changed: str) -> subprocess.Popen:
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(["bash", "-ec", variables + command], cwd=project, env=person | changed, **output)
+
+    with aws.enforce_policies():
+        # The push needs Docker: tests/test_registry.py. This is what it would leave in the registry.
+        assert push == "./docker/push-image.sh\n"
+        stdout, stderr = start("docker/image-uri.sh").communicate()
+        put_image(aws, tag=stdout.strip().split(":")[1])
+
+        checksum = hashlib.md5((project / ".cache/cifar-10-python.tar.gz").read_bytes()).hexdigest()
+        stdout, stderr = start(upload, CIFAR10_MD5=checksum).communicate()
+        assert aws.keys() == ["datasets/cifar-10/cifar-10-python.tar.gz"], stderr
+
+        hyperparams = ("trainer.max_epochs=2", "trainer.callbacks=tiny.PrintWeights", *TINY, *CPU)
+        process = start(f"{train.rstrip()} {' '.join(hyperparams)}")
+        while not aws.requests:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        (request,) = aws.requests
+        aws.execute(request, tmp_path / "job", role)
+        stdout, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stdout + stderr
+
+        # What lies outside is denied.
+        for environment, command in (
+            (person, "aws sagemaker list-training-jobs"),
+            (person, f"aws s3 rm s3://{BUCKET}/datasets/cifar-10/cifar-10-python.tar.gz"),
+            (person, "aws ecr delete-repository --repository-name sagemaker-tutorial --force"),
+            (role, f"aws s3 cp README.md s3://{BUCKET}/datasets/README.md"),
+            (role, "aws s3 mb s3://another-bucket"),
+            (role, "aws sagemaker describe-training-job --training-job-name x"),
+        ):
+            result = subprocess.run(command.split(), env=environment, cwd=ROOT, capture_output=True, text=True)
+            assert result.returncode and re.search("AccessDenied|Forbidden", result.stderr), command
+
+    assert request["ResourceConfig"]["InstanceType"] == "ml.g4dn.12xlarge"
+    assert request["ResourceConfig"]["InstanceCount"] == 2
+    assert request["AlgorithmSpecification"]["TrainingImage"].startswith(f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/")
+    assert request["RoleArn"] == ROLE
     weights = re.findall(r"^algo-(\d)  rank=\d world_size=2 weights=(\w+)", stdout, re.MULTILINE)
     assert sorted(host for host, _ in weights) == ["1", "2"] and len({weight for _, weight in weights}) == 1
     key = stdout.split(f"model             s3://{BUCKET}/")[1].split()[0]
-    content = account.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    content = aws.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read()
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         assert torch.load(tar.extractfile("./model.pt"), weights_only=True)["2.weight"].shape == (10, 192)
-    assert [key for key in account.keys(f"tensorboard/tutorial/{job_name}/") if "events.out.tfevents" in key]
+    logdir = curves.strip().removeprefix("tensorboard --logdir ${S3_PATH}/")
+    events = f"{logdir}/tutorial/{request['TrainingJobName']}/events.out.tfevents"
+    assert [key for key in aws.keys(logdir) if key.startswith(events)]
+
+    # No secret of the person or the role is in the request, in what the launcher prints, or in what it uploads.
+    source = request["HyperParameters"]["sagemaker_submit_directory"].strip('"').removeprefix(f"s3://{BUCKET}/")
+    code = gzip.decompress(aws.client("s3").get_object(Bucket=BUCKET, Key=source)["Body"].read())
+    for environment in (person, role):
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            assert environment[name] not in json.dumps(request) + stdout + stderr
+            assert environment[name].encode() not in code
+    with tarfile.open(fileobj=io.BytesIO(code)) as tar:
+        names = {name.split("/")[0] for name in tar.getnames()}
+    assert names - {"__pycache__"} == {path.name for path in (ROOT / "app").iterdir()} - {"__pycache__"}
