@@ -17,10 +17,10 @@ key=${folder#"s3://$bucket"}/$name
 key=${key#/}
 
 find_region
-run aws sts get-caller-identity >/dev/null # S3 does not say why it refuses a HEAD request
-found=$(run aws s3api head-bucket --bucket "$bucket" --query BucketRegion --output text)
-[[ $found == "$AWS_REGION" || $found == None ]] ||
-  fail "$bucket is in $found, and SageMaker reads only from its own region, here $AWS_REGION; set AWS_REGION=$found"
+region=$(run aws s3api get-bucket-location --bucket "$bucket" --query LocationConstraint --output text)
+case $region in None) region=us-east-1 ;; EU) region=eu-west-1 ;; esac
+[[ $region == "$AWS_REGION" ]] ||
+  fail "$bucket is in $region, and SageMaker reads only from its own region, here $AWS_REGION; set AWS_REGION=$region"
 
 file=$archive mend='delete it to download it again'
 if [[ ! -e $archive ]]; then

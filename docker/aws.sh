@@ -14,7 +14,7 @@ fail_as() {
     *xpired*) hint='; sign in to AWS again' ;;
     *InvalidClientTokenId* | *SignatureDoesNotMatch*) hint='; AWS does not know your credentials' ;;
     *AccessDenied* | *"(403)"* | *denied:*) hint='; docker/policies/laptop.json has the permissions that you need' ;;
-    *"(404) when calling the HeadBucket"*) hint='; create the bucket with aws s3 mb, or correct its name' ;;
+    *NoSuchBucket*) hint='; create the bucket with aws s3 mb, or correct its name' ;;
   esac
   fail "$1: $2$hint"
 }
