@@ -158,6 +158,14 @@ def test_a_tag_is_not_given_to_another_image(push, aws):
     assert line.count("\n") == 1 and "set IMAGE_TAG to another tag" in line
 
 
+def test_on_another_processor_the_image_is_still_for_x86(push, tmp_path):
+    (tmp_path / "bin/uname").write_text("#!/bin/sh\necho arm64\n")
+    (tmp_path / "bin/uname").chmod(0o755)
+    push()
+    assert "docker/Dockerfile --platform linux/amd64 ." in (tmp_path / "commands").read_text()
+    assert docker("image", "inspect", "--format", "{{.Architecture}}", NAME) == "amd64"
+
+
 def test_a_repository_that_exists_is_used_as_it_is(push, aws):
     aws.client("ecr").create_repository(repositoryName=NAME)
     push()
