@@ -49,7 +49,6 @@ AWS_HINTS = {
     "credentials": "make them known with `aws configure` or `aws sso login`",
     "InvalidClientTokenId": "make them known with `aws configure` or `aws sso login`",
     "AccessDenied": "docker/policies/laptop.json lists what you must be allowed to do",
-    "Forbidden": "docker/policies/laptop.json lists what you must be allowed to do",
 }
 
 # Type, default and explanation of each option. Those that are the Estimator's arguments have the same names there.
@@ -324,10 +323,8 @@ def check_account(options: Namespace) -> None:
         if str(uri).startswith("s3://"):
             bucket = uri.split("/")[2]
             try:
-                region = s3.head_bucket(Bucket=bucket)["BucketRegion"]
-            except ClientError as error:
-                if error.response["Error"]["Code"] != "404":
-                    raise
+                region = s3.get_bucket_location(Bucket=bucket)["LocationConstraint"] or "us-east-1"
+            except s3.exceptions.NoSuchBucket as error:
                 raise ValueError(f"{name}: there is no bucket {bucket}") from error
             if region != session.region_name:
                 raise ValueError(f"{name}: bucket {bucket} is in {region}, the job would be in {session.region_name}")
