@@ -130,36 +130,37 @@ class AWS:
         events = [{"timestamp": time.time_ns() // 10**6, "message": line} for line in lines if line]
         logs.put_log_events(logGroupName=LOG_GROUP, logStreamName=stream, logEvents=events)
 
-    def execute(self, request: dict[str, Any], folder: Path, role: dict[str, str]) -> list[Host]:
-        """Does what SageMaker does: trains on hosts that have the channel's files, and puts the results into S3.
-
-        `role` is the environment of the execution role.
-        """
-        s3 = self.client("s3")
+    def hosts(self, request: dict[str, Any], folder: Path, names: list[str], interface: str = "lo") -> list[Host]:
+        """The hosts that SageMaker makes for a request, with the channel's files."""
         (channel,) = request["InputDataConfig"]
         prefix = channel["DataSource"]["S3DataSource"]["S3Uri"].removeprefix(f"s3://{BUCKET}/")
         (folder / "data").mkdir(parents=True)
         for key in self.keys(prefix):
-            s3.download_file(BUCKET, key, str(folder / "data" / Path(key).name))
-        names = [f"127.0.0.{number + 1}" for number in range(request["ResourceConfig"]["InstanceCount"])]
+            self.client("s3").download_file(BUCKET, key, str(folder / "data" / Path(key).name))
+        assert len(names) == request["ResourceConfig"]["InstanceCount"]
         hyperparameters = {key: json.loads(value) for key, value in request["HyperParameters"].items()}
-        hosts = [Host(folder / name, name, names, hyperparameters, folder / "data") for name in names]
+        return [Host(folder / name, name, names, hyperparameters, folder / "data", interface) for name in names]
+
+    def execute(self, request: dict[str, Any], folder: Path, role: dict[str, str]) -> None:
+        """Does what SageMaker does: trains on two hosts, and puts the results into S3.
+
+        `role` is the environment of the execution role.
+        """
+        hosts = self.hosts(request, folder, ["127.0.0.1", "127.0.0.2"])
         job_name, port = request["TrainingJobName"], free_port()
         environment = {name: value for name, value in role.items() if name.startswith("AWS_")}
-        environment |= request.get("Environment", {}) | {"TRAINING_JOB_NAME": job_name}
         for host in hosts:
-            host.start(**environment, MASTER_PORT=port)
+            host.start(**environment, TRAINING_JOB_NAME=job_name, MASTER_PORT=port)
         codes = [host.wait() for host in hosts]
         output = f"{request['OutputDataConfig']['S3OutputPath'].removeprefix(f's3://{BUCKET}/')}/{job_name}/output"
         for name, source in ("model", hosts[0].model_dir), ("output", hosts[0].output_dir / "data"):
             with tarfile.open(folder / f"{name}.tar.gz", "w:gz") as tar:
                 tar.add(source, arcname=".")
-            s3.upload_file(str(folder / f"{name}.tar.gz"), BUCKET, f"{output}/{name}.tar.gz")
+            self.client("s3").upload_file(str(folder / f"{name}.tar.gz"), BUCKET, f"{output}/{name}.tar.gz")
         for number, host in enumerate(hosts, 1):
             self.log(job_name, f"algo-{number}", host.log.splitlines())
         status = "Failed" if any(codes) else "Completed"
         self.describe(job_name, training_job_status=status, secondary_status=status, billable_time_in_seconds=60)
-        return hosts
 
 
 class Endpoint:
@@ -167,16 +168,19 @@ class Endpoint:
 
     Args:
         delay: Seconds that it adds to each request.
+        address: Where it listens, "0.0.0.0" for containers.
         error: What the request of a number from 1 on fails with, such as "503 SlowDown", if it does.
     """
 
-    def __init__(self, delay: float = 0.0, error: Callable[[int], str | None] = lambda number: None):
+    def __init__(
+        self, delay: float = 0.0, error: Callable[[int], str | None] = lambda number: None, address: str = "127.0.0.1"
+    ):
         self.delay, self.error = delay, error
         self.requests: list[tuple[float, str, str]] = []  # time, method, path
         self.app = DomainDispatcherApplication(create_backend_app)
-        self.server = make_server("127.0.0.1", 0, self.answer, threaded=True, request_handler=MotoRequestHandler)
+        self.server = make_server(address, 0, self.answer, threaded=True, request_handler=MotoRequestHandler)
         Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.port}"
+        self.url = f"http://{address}:{self.server.port}"
 
     def answer(self, environ: dict[str, Any], start_response: Callable) -> Iterable[bytes]:
         self.requests.append((time.monotonic(), environ["REQUEST_METHOD"], environ["PATH_INFO"]))

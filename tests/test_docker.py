@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from aws import BUCKET, ROLE, Endpoint
 from conftest import ENVIRONMENT, ROOT, cifar10_files, write_archive
 
 pytestmark = pytest.mark.docker
@@ -25,7 +26,8 @@ PERSON = 12345  # ID of a user who is not root
 
 def docker(*command: str) -> str:
     """What a docker command prints; it must succeed."""
-    return subprocess.run(["docker", *command], check=True, capture_output=True, text=True).stdout
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT if command[0] == "logs" else None}
+    return subprocess.run(["docker", *command], check=True, text=True, **output).stdout
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -232,6 +234,42 @@ def test_compose_5_is_found(project):
     plugin.chmod(0o755)
     log = launch(project, *CPU, *TINY, "trainer.max_epochs=1", env={"DOCKER_CONFIG": f"{project}/plugins"})
     assert "test accuracy" in log
+
+
+def test_the_request_of_a_cloud_job_is_what_two_containers_need_to_train_one_model(aws, project, tmp_path):
+    aws.client("s3").upload_file(f"{project}/.cache/cifar-10-python.tar.gz", BUCKET, "data/cifar-10-python.tar.gz")
+    options = ("--instance_type=ml.g4dn.12xlarge", f"--role={ROLE}", "--image_uri=registry/image", "--wait=false")
+    options += (f"--input_path=s3://{BUCKET}/data", f"--output_path=s3://{BUCKET}/output", *CPU[1:], *TINY)
+    options += ("trainer.max_epochs=2", "trainer.callbacks=tiny.PrintWeights", f"logger.save_dir=s3://{BUCKET}/logs")
+    launch(project, *options, instance_count=2, env=aws.environment)
+    (request,) = aws.requests
+
+    names, endpoint = ["algo-1", "algo-2"], Endpoint(address="0.0.0.0")
+    network, user = "sagemaker-tutorial-test", f"{project.stat().st_uid}:{project.stat().st_gid}"
+    hosts = aws.hosts(request, tmp_path / "job", names, interface="eth0")
+    for path in (tmp_path / "job").rglob("*"):
+        os.chown(path, project.stat().st_uid, project.stat().st_gid)
+    docker("network", "create", network)
+    try:
+        gateway = docker("network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", network).strip()
+        variables = {name: value for name, value in aws.environment.items() if name.startswith("AWS_")}
+        variables |= {"AWS_ENDPOINT_URL": endpoint.url.replace("0.0.0.0", gateway), "OMP_NUM_THREADS": "1"}
+        variables |= {"TRAINING_JOB_NAME": request["TrainingJobName"]}
+        environment = [word for item in variables.items() for word in ("--env", "=".join(item))]
+        for host in hosts:
+            options = ["--detach", "--user", user, "--network", network, "--hostname", host.name, "--name", host.name]
+            options += ["--volume", f"{host.base_dir}:/opt/ml", "--shm-size", "2g", *environment]
+            docker("run", *options, "sagemaker-tutorial", "train")
+        codes = docker("wait", *names).split()
+        logs = docker("logs", names[0]) + docker("logs", names[1])
+    finally:
+        subprocess.run(["docker", "rm", "--force", *names], check=True, capture_output=True)
+        docker("network", "rm", network)
+    assert codes == ["0", "0"], logs
+    assert [world_size for world_size, _ in weights(logs)] == ["2", "2"]
+    assert len({checksum for _, checksum in weights(logs)}) == 1
+    assert torch.load(hosts[0].model_dir / "model.pt", weights_only=True)["2.weight"].shape == (10, 192)
+    assert any("tfevents" in key for key in aws.keys(f"logs/tutorial/{request['TrainingJobName']}/"))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,13 @@ class Host:
     """What SageMaker gives a container: folders as in /opt/ml, the job's configuration, and the command `train`."""
 
     def __init__(
-        self, base_dir: Path, name: str, hosts: list[str], hyperparameters: dict[str, str], data_dir: Path | None = None
+        self,
+        base_dir: Path,
+        name: str,
+        hosts: list[str],
+        hyperparameters: dict[str, str],
+        data_dir: Path | None = None,
+        interface: str = "lo",
     ):
         self.name = name
         self.base_dir = base_dir
@@ -27,15 +33,17 @@ class Host:
         config_dir = base_dir / "input/config"
         for directory in (config_dir, base_dir / "input/data", self.model_dir, self.output_dir / "data"):
             directory.mkdir(parents=True)
-        if "sagemaker_submit_directory" not in hyperparameters:  # which names the code in S3
+        if "sagemaker_submit_directory" in hyperparameters:  # where in S3 the code is
+            (base_dir / "code").mkdir()
+        else:
             shutil.copytree(ROOT / "app", base_dir / "code", ignore=shutil.ignore_patterns("__pycache__"))
         if data_dir:
-            (base_dir / "input/data/training").symlink_to(data_dir)
+            shutil.copytree(data_dir, base_dir / "input/data/training")
         configs = {
             "hyperparameters": {
                 key: json.dumps(value) for key, value in {"sagemaker_program": "train.py", **hyperparameters}.items()
             },
-            "resourceconfig": {"current_host": name, "hosts": hosts, "network_interface_name": "lo"},
+            "resourceconfig": {"current_host": name, "hosts": hosts, "network_interface_name": interface},
             "inputdataconfig": {"training": {"TrainingInputMode": "File"}} if data_dir else {},
         }
         for config_name, content in configs.items():
