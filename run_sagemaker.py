@@ -226,6 +226,7 @@ def check_options(options: Namespace, is_local: bool) -> None:
 
 def check_cloud_options(options: Namespace) -> None:
     """Raises ValueError for what SageMaker would refuse, or the SDK or SageMaker would not even notice."""
+    check_shape("ResourceConfig.InstanceType", options.instance_type)
     if "/" not in options.image_uri:
         line = "is not in a registry; push it with ./docker/push-image.sh and say --image_uri=$(docker/image-uri.sh)"
         raise ValueError(f"--image_uri={options.image_uri}: {line}")

@@ -33,7 +33,7 @@ class Host:
         config_dir = base_dir / "input/config"
         for directory in (config_dir, base_dir / "input/data", self.model_dir, self.output_dir / "data"):
             directory.mkdir(parents=True)
-        if "sagemaker_submit_directory" in hyperparameters:  # where in S3 the code is
+        if hyperparameters.get("sagemaker_submit_directory", "").startswith("s3://"):  # where it gets the code from
             (base_dir / "code").mkdir()
         else:
             shutil.copytree(ROOT / "app", base_dir / "code", ignore=shutil.ignore_patterns("__pycache__"))
