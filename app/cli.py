@@ -1,7 +1,5 @@
 """The command line of train.py: its options, where their defaults come from, and one clear line for each mistake."""
 
-import contextlib
-import ctypes
 import difflib
 import logging
 import os
@@ -10,10 +8,6 @@ import sys
 import warnings
 from argparse import SUPPRESS
 from datetime import timedelta
-from functools import reduce
-from inspect import signature
-from itertools import chain
-from operator import or_
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
@@ -25,7 +19,7 @@ from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from metrics import Metrics
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeUnion, SaveConfigCallback
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 from resnet import ResNet18
 from s3_logger import S3TensorBoardLogger
@@ -67,33 +61,26 @@ class Parser(LightningArgumentParser):
     """Says in one line what jsonargparse says in many, and explains the options of CLASSES in --help."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        exit_with(ValueError(self._explain(message)))
+        options = [option for parser in (self, *class_parsers().values()) for option in parser._option_string_actions]
+        kinds = re.findall(r"<class '(?:\w+\.)*(\w+)|Literal\[(.*?)\]", message.split("Errors:")[0])
+        names = {option.split(".")[-1]: option for option in options} | {option: option for option in options}
+        if typo := re.search(r"(?:arguments: |ption ')([^\s=']+)", message):
+            similar = difflib.get_close_matches(typo[1], names, 1)
+            hint = f"did you mean {names[similar[0]]}?" if similar else "--help lists all options"
+            message = f"there is no option {typo[1]}; {hint}"
+        elif kinds and (given := re.search(r'key "([^"]+)":.*(?:Given|Got) value: (.*)', message, re.DOTALL)):
+            key, value = given.groups()
+            message = f"{names.get(key, f'--{key}')}={value} is not valid: it must be "
+            message += " or ".join(map("".join, kinds)).replace(", ", " or ").replace("NoneType", "null")
+            if key in CLASSES:
+                message += f", such as {' or '.join(known.__name__ for known in CLASSES[key])}; --help explains more"
+        elif files := re.findall(r"(?:-c|--config)[ =](\S+)", " ".join(sys.argv)):
+            message += f" (in {' or '.join(files)})"
+        exit_with(ValueError(message))
 
     def format_help(self) -> str:
         sections = [f"With --{name}:\n{parser.format_help()}" for name, parser in class_parsers().items()]
         return "\n".join([super().format_help(), *sections])
-
-    def _explain(self, message: str) -> str:
-        options = [*self._option_string_actions, *chain(*(p._option_string_actions for p in class_parsers().values()))]
-        full_names = {option.split(".")[-1]: option for option in options}
-        if typo := re.match(r"unrecognized arguments: ([^\s=]+)|.*ption '(.+)'", message):
-            name = typo[1] or typo[2]
-            similar = difflib.get_close_matches(name, options if typo[1] else full_names, 1)
-            hint = f"did you mean {full_names.get(similar[0], similar[0])}?" if similar else "--help lists all options"
-            return f"there is no option {name}; {hint}"
-        if not (given := re.search(r'key "([^"]+)":.*(?:Given|Got) value: (.*)', message, re.DOTALL)):
-            files = re.findall(r"(?:-c|--config)[ =](\S+)", " ".join(sys.argv[1:]))
-            return f"{message} (in {' or '.join(files)})" if files else message
-        key, value = given.groups()
-        if key in CLASSES:
-            names = " or ".join(known.__name__ for known in CLASSES[key])
-            return f"--{key}={value} is not a class that fits here, such as {names}; --help lists those of torch"
-        allowed = re.search(r"Subtypes: \[(.*)\]$|Expected an? (.*)\. Got", message, re.MULTILINE)
-        if not allowed:
-            return message
-        kinds = re.findall(r"<class '(?:\w+\.)*(\w+)'>|Literal\[(.*?)\]", allowed[1] or allowed[2])
-        kinds = " or ".join(kind or f"one of {values}" for kind, values in kinds).replace("NoneType", "null")
-        return f"{full_names.get(key, f'--{key}')}={value} is not valid: it must be {kinds}"
 
 
 def class_parsers() -> dict[str, ArgumentParser]:
@@ -101,10 +88,9 @@ def class_parsers() -> dict[str, ArgumentParser]:
     parsers = {}
     for key, classes in CLASSES.items():
         for known in classes:
-            parser = ArgumentParser(usage=SUPPRESS, add_help=False)
-            skip = {"params", "optimizer", "num_classes"}  # given by the program
-            parser.add_class_arguments(known, key, skip=skip & signature(known).parameters.keys(), fail_untyped=False)
-            parsers[f"{key}={known.__name__}"] = parser
+            parsers[f"{key}={known.__name__}"] = parser = ArgumentParser(usage=SUPPRESS, add_help=False)
+            given = {"params", "optimizer", "num_classes"}  # by the program
+            parser.add_class_arguments(known, key, skip=given, fail_untyped=False)
     return parsers
 
 
@@ -122,16 +108,13 @@ class CLI(LightningCLI):
 
     def __init__(self):
         super().__init__(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
+            datamodule_class=LightningDataModule,
             subclass_mode_data=True,
             run=False,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
             parser_kwargs={
-                "prog": "train.py",
                 "usage": "python app/train.py [options]",
                 "description": "Trains a network to classify images, tests the best one, and exports its weights.",
                 "allow_abbrev": False,
@@ -152,9 +135,8 @@ class CLI(LightningCLI):
         path.help = "Another name for --checkpoint.dirpath, as in Lightning 1."
         for action in parser._actions:
             # typing caches Union[float, int] and Union[int, float] as one, so that 1 (batch) could become 1.0 (all).
-            kinds = get_args(getattr(action, "_typehint", None))
-            if {int, float} <= set(kinds):
-                action._typehint = reduce(or_, sorted(kinds, key=lambda kind: kind is not int))
+            if {int, float} <= set(get_args(getattr(action, "_typehint", None))):
+                action._typehint = int | action._typehint
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: Parser, args: Any) -> None:
@@ -168,9 +150,7 @@ class CLI(LightningCLI):
         if path := self.config.trainer.pop("weights_save_path"):
             self.config.checkpoint.dirpath = path
 
-    def configure_optimizers(
-        self, lightning_module: LightningModule, optimizer: Optimizer, lr_scheduler: LRSchedulerTypeUnion | None = None
-    ) -> Any:
+    def configure_optimizers(self, module: LightningModule, optimizer: Optimizer, lr_scheduler: Any = None) -> Any:
         if lr_scheduler is None:
             return optimizer
         monitor = getattr(lr_scheduler, "monitor", None)
@@ -201,19 +181,16 @@ def check_devices(accelerator: str, devices: list[int] | str | int) -> None:
     with warnings.catch_warnings(action="ignore"):  # of an old driver, which our own line names
         has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     if accelerator in ("gpu", "cuda") and not has_gpu:
-        driver = ctypes.c_int()  # 12040 for CUDA 12.4
-        with contextlib.suppress(OSError):  # no driver
-            ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(driver))
-        version = driver.value
-        too_old = f" (the NVIDIA driver is for CUDA {version // 1000}.{version % 1000 // 10})" if version else ""
-        raise ValueError(
-            f"--trainer.accelerator={accelerator}: torch {torch.__version__}, made for CUDA {torch.version.cuda}, "
-            f"finds no GPU{too_old}; train on the CPU with --trainer.accelerator=cpu --trainer.devices=1"
-        )
-    if accelerator == "cpu" or (accelerator == "auto" and not has_gpu):
-        allowed = range(1, os.cpu_count() + 1)
-        if devices != "auto" and not (str(devices).isdigit() and int(devices) in allowed):
+        try:
+            torch.cuda.init()
+        except (AssertionError, RuntimeError) as error:  # which says why
             raise ValueError(
-                f"--trainer.devices={devices}: on the CPU it is a number of processes, "
-                f"from 1 to the {len(allowed)} cores of this machine"
-            )
+                f"--trainer.accelerator={accelerator}: torch {torch.__version__}, made for CUDA {torch.version.cuda}, "
+                f"finds no GPU ({error}); train on the CPU with --trainer.accelerator=cpu --trainer.devices=1"
+            ) from error
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not has_gpu)
+    if on_cpu and str(devices) not in ["auto", *map(str, range(1, os.cpu_count() + 1))]:
+        raise ValueError(
+            f"--trainer.devices={devices}: on the CPU it is a number of processes, "
+            f"from 1 to the {os.cpu_count()} cores of this machine"
+        )
