@@ -22,16 +22,12 @@ class Metrics(Callback):
         self.print_epochs = print_epochs
         self.images_per_second = 0.0
         self._outputs: list[dict[str, Any]] = []
-        self._start_epoch()
+        self.on_train_epoch_start()
 
-    def _start_epoch(self) -> None:
+    def on_train_epoch_start(self, *_: Any) -> None:
         self._val_metrics: dict[str, float] = {}
         self._train_sums = [0.0, 0.0, 0.0]
-        self._train_seconds = 0.0
-        self._clock = time.perf_counter()
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start_epoch()
+        self._start = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx) -> None:
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]  # at the end of the batch the scheduler has changed it
@@ -44,10 +40,12 @@ class Metrics(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._add_train_sums(trainer)
-        self._train_seconds += time.perf_counter() - self._clock
+        self._pause = time.perf_counter()
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         self._outputs.append(outputs)
+
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         sums = self._take_sums(trainer)
@@ -55,21 +53,15 @@ class Metrics(Callback):
             self._val_metrics = self._report(trainer, "val", sums)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._clock = time.perf_counter()
+        self._start += time.perf_counter() - self._pause
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._add_train_sums(trainer)
-        self._train_seconds += time.perf_counter() - self._clock
-        self.images_per_second = self._train_sums[2] / self._train_seconds
-        self._write(trainer, images_per_second=self.images_per_second)
-        train_metrics = self._report(trainer, "train", self._train_sums)
+        self.images_per_second = self._train_sums[2] / (time.perf_counter() - self._start)
+        speed = {"images_per_second": self.images_per_second}
+        self._write(trainer, **speed)
         progress = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        self._print(
-            trainer, progress | train_metrics | self._val_metrics | {"images_per_second": self.images_per_second}
-        )
-
-    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        self._outputs.append(outputs)
+        self._print(trainer, progress | self._report(trainer, "train", self._train_sums) | self._val_metrics | speed)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = self._report(trainer, "test", self._take_sums(trainer))
