@@ -5,10 +5,8 @@ import hashlib
 import io
 import math
 import pickle
-import shutil
 import sys
 import tarfile
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from files import check_writable
+from files import check_writable, write_atomically
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torchvision.datasets import CIFAR10
@@ -110,31 +108,26 @@ def parse_batch(name: str, content: bytes, num_images: int) -> tuple[Tensor, Ten
     return torch.from_numpy(data.reshape(-1, 3, 32, 32)), torch.from_numpy(labels.astype(np.int64))
 
 
-def read_file(path: Path, verify: bool) -> bytes:
+def checked(content: bytes, path: Path, verify: bool) -> bytes:
     """The content of a file; ValueError if asked to verify it and it is not the one CIFAR-10's authors publish."""
-    content = path.read_bytes()
     if verify and (found := hashlib.md5(content).hexdigest()) != MD5[path.name]:
         raise ValueError(f"{path} has MD5 {found}, not CIFAR-10's: get it again, or accept it by --data.verify=false")
     return content
 
 
-def download(url: str, target: Path, verify: bool) -> None:
-    """Downloads CIFAR-10's archive to `target`, which appears only when it is complete and, if asked, verified."""
+def download(url: str, target: Path, verify: bool) -> bytes:
+    """CIFAR-10's archive, also written to `target`, which appears only when it is complete and, if asked, verified."""
     check_writable(str(target.parent))
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
             num_bytes = int(response.headers["Content-Length"] or 0)
             print(f"downloading {url} ({num_bytes / 1e6:.0f} MB) to {target}", file=sys.stderr)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
-                partial = Path(folder, target.name)
-                bar = tqdm.wrapattr(response, "read", total=num_bytes, disable=None, leave=False)
-                with bar as reader, open(partial, "wb") as file:
-                    shutil.copyfileobj(reader, file)
-                if partial.stat().st_size < num_bytes:
-                    raise OSError(f"the connection broke off after {partial.stat().st_size} of {num_bytes} bytes")
-                read_file(partial, verify)
-                partial.rename(target)
+            with tqdm.wrapattr(response, "read", total=num_bytes, disable=None, leave=False) as reader:
+                content = b"".join(iter(lambda: reader.read(1 << 20), b""))
+        if len(content) < num_bytes:
+            raise OSError(f"the connection broke off after {len(content)} of {num_bytes} bytes")
+        write_atomically(checked(content, target, verify), target)
+        return content
     except (OSError, ValueError) as error:
         raise OSError(
             f"{target} is missing, and downloading it from {url} failed ({error}). "
@@ -189,10 +182,12 @@ class CIFAR10DataModule(LightningDataModule):
         """CIFAR-10's files by name, verified if asked, from the archive or the extracted folder."""
         archive, folder = self.data_dir / CIFAR10.filename, self.data_dir / CIFAR10.base_folder
         if folder.exists() and not archive.exists():
-            return {name: read_file(folder / name, self.verify) for name in (META, *BATCHES)}
-        if not archive.exists():
-            download(self.url, archive, self.verify)
-        content = read_file(archive, self.verify)
+            paths = [folder / name for name in (META, *BATCHES)]
+            return {path.name: checked(path.read_bytes(), path, self.verify) for path in paths}
+        if archive.exists():
+            content = checked(archive.read_bytes(), archive, self.verify)
+        else:
+            content = download(self.url, archive, self.verify)
         try:
             with tarfile.open(fileobj=io.BytesIO(gzip.decompress(content))) as tar:
                 return {name: tar.extractfile(f"{folder.name}/{name}").read() for name in (META, *BATCHES)}
@@ -205,9 +200,6 @@ class CIFAR10DataModule(LightningDataModule):
         num_images = unpickle(META, files[META]).get("num_cases_per_batch", 10000)
         images, labels = zip(*(parse_batch(name, files[name], num_images) for name in BATCHES), strict=True)
         return torch.cat(images), torch.cat(labels), num_images
-
-    def prepare_data(self) -> None:
-        self.setup()
 
     def setup(self, stage: str | None = None) -> None:
         if self.num_samples:
@@ -228,6 +220,8 @@ class CIFAR10DataModule(LightningDataModule):
             framed = F.pad(self._tensors["train_images"], (PADDING,) * 4)
             self._tensors["train_images"] = torch.stack([framed, framed.flip(-1)])
 
+    prepare_data = setup
+
     def train_dataloader(self) -> IndexLoader:
         return self._loader("train", seed=self.seed)
 
@@ -242,9 +236,8 @@ class CIFAR10DataModule(LightningDataModule):
         return IndexLoader(self.num_samples[split], self.batch_size, seed, rank, world_size)
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        if self.trainer.training:
-            return self.batch("train", batch, self.trainer.current_epoch)
-        return self.batch("test" if self.trainer.testing else "val", batch)
+        split = "train" if self.trainer.training else "test" if self.trainer.testing else "val"
+        return self.batch(split, batch, self.trainer.current_epoch)
 
     def batch(self, split: str, indices: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """Images and labels of a split's samples, on the device of `indices`; training images as `epoch` shows them."""

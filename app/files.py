@@ -17,14 +17,19 @@ def check_writable(directory: str) -> None:
 
 
 def save_atomically(obj: object, path: Path) -> None:
-    """`torch.save`, complete on disk under its final name or not there at all."""
+    """`torch.save` by `write_atomically`."""
     buffer = io.BytesIO()
     torch.save(obj, buffer)
+    write_atomically(buffer.getbuffer(), path)
+
+
+def write_atomically(content: bytes | memoryview, path: Path) -> None:
+    """Writes a file that is complete on disk under its final name or not there at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
-            file.write(buffer.getbuffer())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
