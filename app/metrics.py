@@ -12,10 +12,8 @@ class Metrics(Callback):
 
     Per epoch `{train,val,test}_loss`, `{train,val,test}_acc` and `images_per_second` (of training, all ranks together),
     and every `log_every_n_steps` batches `train_loss_step` and `lr`. What the steps return is only kept until then,
-    because `self.log` in each of them would take 0.5 ms, as long as the rest of Lightning.
-
-    Args:
-        print_epochs: Print the metrics of each epoch as one line of key=value pairs.
+    because `self.log` in each of them would take 0.5 ms, as long as the rest of Lightning. With `print_epochs`, the
+    metrics of each epoch are printed as one line of key=value pairs.
     """
 
     def __init__(self, print_epochs: bool):

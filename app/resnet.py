@@ -32,11 +32,7 @@ class Classifier(LightningModule):
 
 
 class ResNet18(Classifier):
-    """ResNet-18 (He et al. 2015, table 1) as in torchvision, with random weights.
-
-    Args:
-        num_classes: Number of classes; set by the data.
-    """
+    """ResNet-18 (He et al. 2015, table 1) as in torchvision, with random weights."""
 
     def __init__(self, num_classes: int):
         super().__init__(torchvision.models.resnet18(num_classes=num_classes))

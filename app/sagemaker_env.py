@@ -19,12 +19,7 @@ class SageMakerEnvironment(LightningEnvironment):
     """The hosts of a SageMaker job, one container each, in which Lightning starts a process per GPU.
 
     Not for processes that torchrun has started: Lightning's own TorchElasticEnvironment describes those.
-
-    Args:
-        timeout: Seconds to wait until the names of all hosts can be resolved.
-
-    Raises:
-        TimeoutError: One of them still cannot.
+    Raises TimeoutError if the name of a host still cannot be resolved after `timeout` seconds.
     """
 
     def __init__(self, timeout: float = 300.0):
@@ -89,9 +84,8 @@ def sagemaker_args(args: list[str]) -> list[str]:
         args = [f"{name}={value}" for name, value in zip(names, args[1::2], strict=True)]
     if any(arg.startswith("--logger.save_dir=s3://") for arg in args) and "TRAINING_JOB_NAME" in os.environ:
         options["logger.version"] = os.environ["TRAINING_JOB_NAME"]  # a restart has the same, and goes on there
-    configs = [arg for arg in args if arg.startswith("--config=")]  # YAML files yield to the folders, options do not
-    others = [arg for arg in args if arg not in configs]
-    return configs + [f"--{name}={value}" for name, value in options.items()] + others
+    args = [*(f"--{name}={value}" for name, value in options.items()), *args]
+    return sorted(args, key=lambda arg: not arg.startswith("--config="))  # YAML files yield to the folders
 
 
 def report_failure(reason: str) -> None:
