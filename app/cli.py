@@ -37,12 +37,8 @@ warnings.filterwarnings("ignore", module=r"pytorch_lightning\.(utilities\._pytre
 torch.utils.deterministic.fill_uninitialized_memory = False
 
 # The classes whose options --help explains. Any other of torch goes by its name, one's own by its import path.
-CLASSES = {
-    "data": [CIFAR10DataModule, SyntheticCIFAR10DataModule],
-    "model": [ResNet18],
-    "optimizer": [Adam, SGD],
-    "lr_scheduler": [OneCycleLR],
-}
+CLASSES = [("data", CIFAR10DataModule), ("data", SyntheticCIFAR10DataModule), ("model", ResNet18)]
+CLASSES += [("optimizer", Adam), ("optimizer", SGD), ("lr_scheduler", OneCycleLR)]
 
 
 def exit_with(error: Exception) -> NoReturn:
@@ -72,8 +68,8 @@ class Parser(LightningArgumentParser):
             key, value = given.groups()
             message = f"{names.get(key, f'--{key}')}={value} is not valid: it must be "
             message += " or ".join(map("".join, kinds)).replace(", ", " or ").replace("NoneType", "null")
-            if key in CLASSES:
-                message += f", such as {' or '.join(known.__name__ for known in CLASSES[key])}; --help explains more"
+            if known := [known.__name__ for name, known in CLASSES if name == key]:
+                message += f", such as {' or '.join(known)}; --help explains more"
         elif files := re.findall(r"(?:-c|--config)[ =](\S+)", " ".join(sys.argv)):
             message += f" (in {' or '.join(files)})"
         exit_with(ValueError(message))
@@ -86,11 +82,10 @@ class Parser(LightningArgumentParser):
 def class_parsers() -> dict[str, ArgumentParser]:
     """A parser of the options of each class in CLASSES."""
     parsers = {}
-    for key, classes in CLASSES.items():
-        for known in classes:
-            parsers[f"{key}={known.__name__}"] = parser = ArgumentParser(usage=SUPPRESS, add_help=False)
-            given = {"params", "optimizer", "num_classes"}  # by the program
-            parser.add_class_arguments(known, key, skip=given, fail_untyped=False)
+    for key, known in CLASSES:
+        parsers[f"{key}={known.__name__}"] = parser = ArgumentParser(usage=SUPPRESS, add_help=False)
+        # The program itself gives what is skipped.
+        parser.add_class_arguments(known, key, skip={"params", "optimizer", "num_classes"}, fail_untyped=False)
     return parsers
 
 
@@ -98,9 +93,8 @@ class SaveConfig(SaveConfigCallback):
     """Saves the configuration in the log folder, for `--config`, and logs it as the run's hyperparameters."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        hyperparameters = {key: value for key, value in self.config.items() if value is not None}
         for logger in trainer.loggers:
-            logger.log_hyperparams(hyperparameters)
+            logger.log_hyperparams({key: value for key, value in self.config.items() if value is not None})
 
 
 class CLI(LightningCLI):
@@ -131,8 +125,7 @@ class CLI(LightningCLI):
         interval.help = "How often the learning-rate scheduler steps."
         timeout = parser.add_argument("--process_group_timeout", type=PositiveFloat, default=300.0)
         timeout.help = "Seconds that processes wait for each other before they give up."
-        path = parser.add_argument("--trainer.weights_save_path", type=str | None)
-        path.help = "Another name for --checkpoint.dirpath, as in Lightning 1."
+        parser.add_argument("--trainer.weights_save_path", type=str | None, help="Old name of --checkpoint.dirpath.")
         for action in parser._actions:
             # typing caches Union[float, int] and Union[int, float] as one, so that 1 (batch) could become 1.0 (all).
             if {int, float} <= set(get_args(getattr(action, "_typehint", None))):
@@ -145,8 +138,6 @@ class CLI(LightningCLI):
             num_nodes, devices = os.environ["GROUP_WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
             args = [f"--trainer.num_nodes={num_nodes}", f"--trainer.devices={devices}", *args]
         self.config = parser.parse_args(sagemaker_args(args))
-
-    def before_instantiate_classes(self) -> None:
         if path := self.config.trainer.pop("weights_save_path"):
             self.config.checkpoint.dirpath = path
 
