@@ -208,9 +208,8 @@ class CIFAR10DataModule(LightningDataModule):
         order = torch.randperm(len(images) - num_test, generator=generator(self.seed, SPLIT))
         if self.val_split >= len(order):
             raise ValueError(f"val_split={self.val_split} must be less than the {len(order)} images for training")
-        train, val = order[: -self.val_split], order[-self.val_split :]
-        test = torch.arange(len(order), len(images))
-        for split, indices in ("train", train), ("val", val), ("test", test):
+        splits = {"train": order[: -self.val_split], "val": order[-self.val_split :]}
+        for split, indices in (splits | {"test": torch.arange(len(order), len(images))}).items():
             self._tensors[f"{split}_images"], self._tensors[f"{split}_labels"] = images[indices], labels[indices]
             self.num_samples[split] = len(indices)
         self._tensors["mean"] = torch.tensor(MEAN if self.normalize else (0.0,) * 3).view(3, 1, 1) * 255
