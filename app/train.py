@@ -1,4 +1,12 @@
-"""Trains a network to classify images, tests the best one, and exports its weights. README.md has examples."""
+"""Trains a network to classify images, tests the best one, and exports its weights.
+
+On what there is, on CIFAR-10:   python app/train.py
+On all GPUs of this machine:     python app/train.py --trainer.accelerator=gpu --trainer.devices=-1
+In two processes on the CPU:     python app/train.py --trainer.accelerator=cpu --trainer.devices=2
+On synthetic images:             python app/train.py --data=SyntheticCIFAR10DataModule
+Going on from where it stopped:  python app/train.py --ckpt_path=last
+Repeating a run:                 python app/train.py --config=logs/tensorboard/tutorial/version_0/config.yaml
+"""
 
 import errno
 import math
