@@ -72,7 +72,7 @@ class Parser(LightningArgumentParser):
                 message += f", such as {' or '.join(known)}; --help explains more"
         elif files := re.findall(r"(?:-c|--config)[ =](\S+)", " ".join(sys.argv)):
             message += f" (in {' or '.join(files)})"
-        exit_with(ValueError(message))
+        exit_with(ValueError(re.sub(r'Parser key "([^"]+)"', r"--\1", message)))
 
     def format_help(self) -> str:
         sections = [f"With --{name}:\n{parser.format_help()}" for name, parser in class_parsers().items()]

@@ -53,7 +53,7 @@ def error_line(*options: str, cwd: Path, **kwargs) -> str:
         (["--ckpt_path=last"], ["--ckpt_path=last", "logs/checkpoints/last.ckpt"]),
         (["--ckpt_path=gone.ckpt"], ["gone.ckpt"]),
         (["--logger.save_dir=s3://my-bucket/tb", "--checkpoint.dirpath=null"], ["--checkpoint.dirpath", "S3"]),
-        (["--logger.flush_secs=0"], ["logger.flush_secs", "v>0"]),
+        (["--logger.flush_secs=0"], ["--logger.flush_secs:", "v>0"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith(("-", "fit")) else "",
 )
