@@ -426,21 +426,21 @@ def train_in_cloud(estimator: Any, inputs: dict[str, str], job_name: str, option
 
     def with_host(client: Any, log_group: str, streams: list[str], positions: dict) -> Iterator[tuple[int, dict]]:
         for index, event in multi_stream_iter(client, log_group, streams, positions):
-            host = re.search(r"algo-\d+", streams[index])  # job/algo-1-1234567890
-            yield index, event | {"message": f"{host[0] if host else streams[index]}  {event['message']}"}
+            host = streams[index].partition("/")[2].rpartition("-")[0]  # job/algo-1-1234567890
+            yield index, event | {"message": f"{host}  {event['message']}"}
 
     multi_stream_iter, sagemaker.logs.multi_stream_iter = sagemaker.logs.multi_stream_iter, with_host
     session = estimator.sagemaker_session
-    estimator.fit(inputs, job_name=job_name, wait=False)
-    options.started = True
     goes_on = f"""
 {job_name} is a job of its own now. Follow it, or stop it:
   aws logs tail /aws/sagemaker/TrainingJobs --follow --log-stream-name-prefix {job_name}/
   aws sagemaker stop-training-job --training-job-name {job_name}"""
-    if not options.wait:
-        return print(goes_on)
-    print(f"started {job_name}", flush=True)
+    estimator.fit(inputs, job_name=job_name, wait=False)
+    options.started = True
     try:
+        print(f"started {job_name}", goes_on if not options.wait else "", flush=True)
+        if not options.wait:
+            return
         with contextlib.suppress(UnexpectedStatusException):  # told below
             session.logs_for_job(job_name, wait=True)
         job = session.describe_training_job(job_name)

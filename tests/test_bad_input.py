@@ -6,19 +6,20 @@ import os
 import shutil
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ENVIRONMENT, SYNTHETIC, TINY, cifar10_files, run_train, write_archive
+from conftest import ENVIRONMENT, SYNTHETIC, TINY, cifar10_files, run_train, run_train_warm, write_archive
 
 NO_SERVER = "--data.url=http://127.0.0.1:9/cifar-10-python.tar.gz"
 
 
-def error_line(*options: str, cwd: Path, **kwargs) -> str:
-    """The line on stderr, after a check that it is the only one, quick, and that nothing was written."""
+def error_line(*options: str, cwd: Path, run: Callable = run_train_warm, **kwargs) -> str:
+    """The line on stderr, after a check that it is the only one, and that nothing was written."""
     before = sorted(cwd.rglob("*"))
-    result = run_train(*options, cwd=cwd, code=2, **({"timeout": 60} | kwargs))
+    result = run(*options, cwd=cwd, code=2, **kwargs)
     assert sorted(cwd.rglob("*")) == before
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
@@ -143,7 +144,7 @@ def test_a_driver_that_is_too_old_is_named_with_its_version(tmp_path_factory, tm
     )
     subprocess.run(["cc", "-shared", "-fPIC", "-o", driver / "libcuda.so.1", driver / "cuda.c"], check=True)
     environment = ENVIRONMENT | {"LD_LIBRARY_PATH": str(driver)}
-    line = error_line("--trainer.accelerator=gpu", cwd=tmp_path, env=environment)
+    line = error_line("--trainer.accelerator=gpu", cwd=tmp_path, run=run_train, env=environment)
     assert "too old (found version 11040)" in line
     assert f"CUDA {torch.version.cuda}" in line
 

@@ -266,7 +266,7 @@ def test_a_completed_job_shows_its_log_by_host_and_ends_with_what_it_cost_and_wh
         account.log("my-job", host, [f"hello from {host}"])
     stdout, stderr = launch("--job_name=my-job", environment=account.environment)
     assert stderr == ""
-    assert "\nalgo-1  hello from algo-1\n" in stdout and "\nalgo-2  hello from algo-2\n" in stdout
+    assert "algo-1  hello from algo-1\n" in stdout and "\nalgo-2  hello from algo-2\n" in stdout
     assert stdout.endswith(
         f"""
 job               my-job: Completed

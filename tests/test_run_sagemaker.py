@@ -152,7 +152,10 @@ def test_a_wrong_option_ends_in_one_line_at_once(laptop, options, line):
     [
         ("trainer.max_epoch=1", "there is no option --trainer.max_epoch; did you mean --trainer.max_epochs?"),
         ("trainer.max_epochs=many", "--trainer.max_epochs=many is not valid: it must be int or null"),
-        ("model=no_such.Network", "--model=no_such.Network is not a class that fits here, such as ResNet18; "),
+        (
+            "model=no_such.Network",
+            "--model=no_such.Network is not valid: it must be LightningModule ",
+        ),
     ],
 )
 def test_a_wrong_hyperparameter_ends_in_one_line_on_the_laptop(laptop, item, line):

@@ -1,6 +1,7 @@
 """Training on SageMaker's hosts, which its real toolkit plays on this machine, without Docker."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ ENDLESS = {"trainer.max_epochs": "100000"}
 
 def weights(log: str) -> list[str]:
     """Rank, world size and checksum of the weights of each process, as PrintWeights writes them."""
-    return sorted(line for line in log.splitlines() if line.startswith("rank="))
+    return sorted(re.findall(r"rank=\d world_size=\d weights=[0-9a-f]{64}", log))
 
 
 def wait_for(text: str, host: Host, timeout: float = 120) -> None:
