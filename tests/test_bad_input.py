@@ -90,7 +90,7 @@ def serve(directory: Path) -> str:
 
 def test_a_downloaded_archive_with_another_checksum_is_not_kept(tmp_path, archive):
     (tmp_path / "run").mkdir()
-    result = run_train(serve(archive.parent), "--data.data_dir=.", cwd=tmp_path / "run", code=2)
+    result = run_train_warm(serve(archive.parent), "--data.data_dir=.", cwd=tmp_path / "run", code=2)
     announcement, line = result.stderr.splitlines()
     assert announcement.startswith("downloading")
     assert "MD5" in line
@@ -99,9 +99,9 @@ def test_a_downloaded_archive_with_another_checksum_is_not_kept(tmp_path, archiv
 
 def test_a_missing_archive_is_downloaded_once_and_kept(tmp_path, archive):
     options = (*TINY, "--data.val_split=10", "--data.verify=false")
-    assert "downloading" in run_train(serve(archive.parent), *options, cwd=tmp_path).stderr
+    assert "downloading" in run_train_warm(serve(archive.parent), *options, cwd=tmp_path).stderr
     assert [path.name for path in (tmp_path / ".cache").iterdir()] == [archive.name]
-    assert "downloading" not in run_train(NO_SERVER, *options, cwd=tmp_path).stderr
+    assert "downloading" not in run_train_warm(NO_SERVER, *options, cwd=tmp_path).stderr
 
 
 def test_an_archive_with_another_checksum_is_refused_and_the_way_around_named(archive):
@@ -162,7 +162,7 @@ def test_a_disk_that_is_full_is_named_in_one_line(tmp_path):
         pytest.skip(reason="only root may mount a small file system")
     try:
         options = (*SYNTHETIC, *TINY, "--model=ResNet18", "--trainer.limit_train_batches=1")
-        result = run_train(*options, cwd=tmp_path, code=2)
+        result = run_train_warm(*options, cwd=tmp_path, code=2)
     finally:
         subprocess.run(["umount", tmp_path], check=True)
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("train.py: error:")]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from aws import AWS, BUCKET, Endpoint
-from conftest import ROOT, SYNTHETIC, TINY, epoch_lines, run_train
+from conftest import ROOT, SYNTHETIC, TINY, epoch_lines, run_train, run_train_warm
 from s3_logger import LAST_SECONDS
 from sagemaker_env import sagemaker_args
 from test_train import scalars
@@ -101,7 +101,7 @@ def tensorboard(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callabl
 
 
 def test_the_log_in_s3_is_as_complete_as_in_a_folder_and_all_that_is_made(aws, environment, tmp_path):
-    result = run_train(*TO_S3, cwd=tmp_path, env=environment)
+    result = run_train_warm(*TO_S3, cwd=tmp_path, env=environment)
     assert warnings(result.stderr) == [] and tensorboards(tmp_path / "tmp") == []
     assert f"TensorBoard logs  {URL}/tutorial/version_0," in result.stdout
     assert result.stdout.endswith(f"tensorboard --logdir {URL}\n")
@@ -111,7 +111,7 @@ def test_the_log_in_s3_is_as_complete_as_in_a_folder_and_all_that_is_made(aws, e
     assert names == ["config", "events", "events", "hparams"]
     assert not (tmp_path / "logs/tensorboard").exists()
     (tmp_path / "local").mkdir()
-    run_train(*TINY, *SYNTHETIC, cwd=tmp_path / "local")
+    run_train_warm(*TINY, *SYNTHETIC, cwd=tmp_path / "local")
     in_s3, in_folder = logged(aws, tmp_path), scalars(tmp_path / "local/logs/tensorboard/tutorial/version_0")
     assert [step for step, _ in in_s3.pop("images_per_second")] == [16, 32] and in_folder.pop("images_per_second")
     assert in_s3 == in_folder
@@ -139,13 +139,13 @@ def test_tensorboard_serves_the_curves_from_s3_during_and_after_training(environ
 def test_the_next_free_version_in_s3_is_taken(aws, environment, tmp_path):
     for run in ("version_9", "version_10", "version_of_mine"):
         aws.client("s3").put_object(Bucket=BUCKET, Key=f"tb/tutorial/{run}/config.yaml", Body=b"")
-    result = run_train(*TO_S3, "--trainer.max_epochs=1", cwd=tmp_path, env=environment)
+    result = run_train_warm(*TO_S3, "--trainer.max_epochs=1", cwd=tmp_path, env=environment)
     assert f"TensorBoard logs  {URL}/tutorial/version_11," in result.stdout
     assert len(aws.keys("tb/tutorial/version_11/")) == 4
 
 
 def test_a_bucket_that_does_not_exist_is_an_error_and_not_created(aws, environment, tmp_path):
-    result = run_train(*TO_S3, "--logger.save_dir=s3://nope/tb", cwd=tmp_path, env=environment, code=2)
+    result = run_train_warm(*TO_S3, "--logger.save_dir=s3://nope/tb", cwd=tmp_path, env=environment, code=2)
     assert result.stderr == (
         "train.py: error: --logger.save_dir=s3://nope/tb: there is no such bucket; make it, or log to a folder\n"
     )
@@ -156,14 +156,14 @@ def test_a_bucket_that_does_not_exist_is_an_error_and_not_created(aws, environme
 def test_no_credentials_are_an_error(environment, tmp_path):
     environment = {name: value for name, value in environment.items() if "KEY" not in name}
     environment["AWS_EC2_METADATA_DISABLED"] = "true"
-    result = run_train(*TO_S3, cwd=tmp_path, env=environment, code=2)
+    result = run_train_warm(*TO_S3, cwd=tmp_path, env=environment, code=2)
     assert result.stderr == f"train.py: error: --logger.save_dir={URL}: Unable to locate credentials\n"
 
 
 @pytest.mark.parametrize("reason", ["AccessDenied", "ExpiredToken", "InvalidAccessKeyId"])
 def test_what_s3_forbids_is_an_error_that_names_the_reason(environment, endpoint, tmp_path, reason):
     environment |= {"AWS_ENDPOINT_URL": endpoint(error=lambda number: f"403 {reason}").url}
-    result = run_train(*TO_S3, cwd=tmp_path, env=environment, code=2)
+    result = run_train_warm(*TO_S3, cwd=tmp_path, env=environment, code=2)
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"train.py: error: --logger.save_dir={URL}: ") and reason in line
 
@@ -209,7 +209,7 @@ def test_a_job_in_sagemaker_logs_under_its_name_only_to_s3_and_by_default(monkey
 
 def test_s3_that_fails_half_of_the_requests_gets_the_complete_log(aws, environment, endpoint, tmp_path):
     failing = endpoint(error=lambda number: "503 SlowDown" if number % 2 else None)
-    result = run_train(*TO_S3, cwd=tmp_path, env=environment | {"AWS_ENDPOINT_URL": failing.url})
+    result = run_train_warm(*TO_S3, cwd=tmp_path, env=environment | {"AWS_ENDPOINT_URL": failing.url})
     assert len(failing.requests) > 8
     assert len(warnings(result.stderr)) <= 1
     found = logged(aws, tmp_path)
@@ -218,7 +218,7 @@ def test_s3_that_fails_half_of_the_requests_gets_the_complete_log(aws, environme
 
 def test_s3_that_comes_back_gets_the_complete_log_after_one_warning(aws, environment, endpoint, tmp_path):
     failing = endpoint(error=lambda number: "503 SlowDown" if 1 < number < 12 else None)
-    result = run_train(*TO_S3, cwd=tmp_path, env=environment | {"AWS_ENDPOINT_URL": failing.url})
+    result = run_train_warm(*TO_S3, cwd=tmp_path, env=environment | {"AWS_ENDPOINT_URL": failing.url})
     (line,) = warnings(result.stderr)
     assert "training goes on" in line
     found = logged(aws, tmp_path)
@@ -230,7 +230,7 @@ def test_s3_that_fails_from_the_start_on_does_not_keep_a_training_from_ending_we
     failing = endpoint(error=lambda number: "503 SlowDown" if number > 1 else None)
     environment |= {"AWS_ENDPOINT_URL": failing.url}
     start = time.monotonic()
-    result = run_train(*TO_S3, "--logger.flush_secs=1", cwd=tmp_path, env=environment)
+    result = run_train_warm(*TO_S3, "--logger.flush_secs=1", cwd=tmp_path, env=environment)
     assert time.monotonic() - start < LAST_SECONDS + 30
     (folder,) = tensorboards(tmp_path / "tmp")
     during, after = warnings(result.stderr)
@@ -261,6 +261,6 @@ def test_of_two_processes_one_writes(aws, environment, tmp_path):
 
 
 def test_a_training_that_fails_leaves_its_log(aws, environment, tmp_path):
-    run_train(*TO_S3, "--trainer.callbacks=tiny.Fail", cwd=tmp_path, env=environment, code=1)
+    run_train_warm(*TO_S3, "--trainer.callbacks=tiny.Fail", cwd=tmp_path, env=environment, code=1)
     assert [step for step, _ in logged(aws, tmp_path)["val_loss"]] == [16]
     assert tensorboards(tmp_path / "tmp") == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from conftest import ENVIRONMENT, ROOT, SYNTHETIC, TINY, epoch_lines, run_train
+from conftest import ENVIRONMENT, ROOT, SYNTHETIC, TINY, epoch_lines, run_train, run_train_warm
 from toolkit import Host, free_port
 
 ENDLESS = {"trainer.max_epochs": "100000"}
@@ -39,7 +39,7 @@ def sagemaker_environment(base_dir: Path, **variables: str) -> dict[str, str]:
 
 def test_the_folders_of_the_container_are_defaults_that_options_beat(tmp_path):
     environment = sagemaker_environment(tmp_path)
-    config = yaml.safe_load(run_train("--print_config", cwd=tmp_path, env=environment).stdout)
+    config = yaml.safe_load(run_train_warm("--print_config", cwd=tmp_path, env=environment).stdout)
     assert config["model_dir"] == str(tmp_path / "model")
     assert config["data"]["init_args"]["data_dir"] == str(tmp_path / "data")
     assert config["logger"]["save_dir"] == str(tmp_path / "output/data/tensorboard")
@@ -49,13 +49,13 @@ def test_the_folders_of_the_container_are_defaults_that_options_beat(tmp_path):
     # A file from a run on the laptop, say.
     (tmp_path / "run.yaml").write_text("{model_dir: null, logger: {save_dir: logs, name: mine}}")
     options = ["--config", "run.yaml"]
-    config = yaml.safe_load(run_train(*options, "--print_config", "", cwd=tmp_path, env=environment).stdout)
+    config = yaml.safe_load(run_train_warm(*options, "--print_config", "", cwd=tmp_path, env=environment).stdout)
     assert config["model_dir"] == str(tmp_path / "model")
     assert config["logger"]["save_dir"] == str(tmp_path / "output/data/tensorboard")
     assert config["logger"]["name"] == "mine"
 
     options = ["--data.data_dir", "mine", "--model_dir", "null", "--optimizer.weight_decay", "-1e-3"]
-    config = yaml.safe_load(run_train(*options, "--print_config", "", cwd=tmp_path, env=environment).stdout)
+    config = yaml.safe_load(run_train_warm(*options, "--print_config", "", cwd=tmp_path, env=environment).stdout)
     assert config["checkpoint"]["dirpath"] == str(tmp_path / "checkpoints")
     assert config["data"]["init_args"]["data_dir"] == "mine"
     assert config["model_dir"] is None
@@ -75,7 +75,7 @@ def test_a_host_without_a_name_is_waited_for_and_then_named_in_the_error(tmp_pat
 
 def test_a_number_of_nodes_other_than_that_of_the_hosts_is_refused(tmp_path):
     options = (*TINY, *SYNTHETIC, "--trainer.num_nodes=3")
-    result = run_train(*options, cwd=tmp_path, env=sagemaker_environment(tmp_path), code=2)
+    result = run_train_warm(*options, cwd=tmp_path, env=sagemaker_environment(tmp_path), code=2)
     assert result.stderr.splitlines()[-1] == "train.py: error: --trainer.num_nodes=3: the SageMaker job has 1 hosts"
 
 

@@ -17,7 +17,7 @@ import torch
 import torchvision
 import yaml
 from cifar10 import SyntheticCIFAR10DataModule
-from conftest import ENVIRONMENT, ROOT, SYNTHETIC, TINY, epoch_lines, run_train
+from conftest import ENVIRONMENT, ROOT, SYNTHETIC, TINY, epoch_lines, run_train_warm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import Tiny
 
@@ -41,7 +41,7 @@ def scalars(log_dir: Path) -> dict[str, list[tuple[int, float]]]:
 def finished(tmp_path_factory) -> tuple[Path, str]:
     """The folder and the output of a run of two epochs."""
     directory = tmp_path_factory.mktemp("finished")
-    return directory, run_train(*TINY_RUN, "--trainer.log_every_n_steps=5", cwd=directory).stdout
+    return directory, run_train_warm(*TINY_RUN, "--trainer.log_every_n_steps=5", cwd=directory).stdout
 
 
 def test_a_run_writes_model_checkpoints_logs_and_nothing_else(finished):
@@ -126,7 +126,7 @@ def test_tensorboard_serves_the_curves_over_http(finished):
 def test_the_saved_config_repeats_the_run_to_the_last_bit(finished, tmp_path):
     directory, output = finished
     config = directory / "logs/tensorboard/tutorial/version_0/config.yaml"
-    repeated = run_train(f"--config={config}", cwd=tmp_path).stdout
+    repeated = run_train_warm(f"--config={config}", cwd=tmp_path).stdout
     assert_same_weights(directory / "logs/checkpoints", tmp_path / "logs/checkpoints")
     assert yaml.safe_load(config.read_text()) == yaml.safe_load((tmp_path / config.relative_to(directory)).read_text())
     assert [line["val_loss"] for line in epoch_lines(repeated)] == [line["val_loss"] for line in epoch_lines(output)]
@@ -134,15 +134,15 @@ def test_the_saved_config_repeats_the_run_to_the_last_bit(finished, tmp_path):
 
 def test_another_seed_gives_another_network(finished, tmp_path):
     directory, _ = finished
-    run_train(*TINY_RUN, "--seed_everything=1", cwd=tmp_path)
+    run_train_warm(*TINY_RUN, "--seed_everything=1", cwd=tmp_path)
     first, second = weights(directory / "logs/checkpoints"), weights(tmp_path / "logs/checkpoints")
     assert not torch.equal(first["2.weight"], second["2.weight"])
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(finished, tmp_path):
     directory, output = finished
-    run_train(*TINY_RUN, "--trainer.max_epochs=1", cwd=tmp_path)
-    resumed = run_train(*TINY_RUN, "--ckpt_path=last", cwd=tmp_path).stdout
+    run_train_warm(*TINY_RUN, "--trainer.max_epochs=1", cwd=tmp_path)
+    resumed = run_train_warm(*TINY_RUN, "--ckpt_path=last", cwd=tmp_path).stdout
     assert_same_weights(directory / "logs/checkpoints", tmp_path / "logs/checkpoints")
     assert [(line["epoch"], line["val_loss"]) for line in epoch_lines(resumed)] == [
         (line["epoch"], line["val_loss"]) for line in epoch_lines(output)[1:]
@@ -152,7 +152,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(finished, t
 def test_the_best_checkpoint_by_validation_loss_is_tested_and_exported(tmp_path):
     # A learning rate that jumps spoils the second epoch.
     schedule = ("--lr_scheduler=MultiStepLR", "--lr_scheduler.milestones=[1]", "--lr_scheduler.gamma=1e6")
-    output = run_train(*TINY_RUN, *schedule, cwd=tmp_path).stdout
+    output = run_train_warm(*TINY_RUN, *schedule, cwd=tmp_path).stdout
     first, second = epoch_lines(output)
     assert first["val_loss"] < second["val_loss"]
     checkpoint = torch.load(tmp_path / "logs/checkpoints/epoch=0-step=16.ckpt", weights_only=False)
@@ -163,7 +163,7 @@ def test_the_best_checkpoint_by_validation_loss_is_tested_and_exported(tmp_path)
 
 def test_a_scheduler_steps_every_step_where_asked(tmp_path):
     schedule = ("--lr_scheduler=OneCycleLR", "--lr_scheduler.max_lr=0.01", "--lr_scheduler.total_steps=32")
-    run_train(*TINY_RUN, *schedule, "--lr_scheduler_interval=step", "--trainer.log_every_n_steps=1", cwd=tmp_path)
+    run_train_warm(*TINY_RUN, *schedule, "--lr_scheduler_interval=step", "--trainer.log_every_n_steps=1", cwd=tmp_path)
     rates = [value for _, value in scalars(tmp_path / "logs/tensorboard/tutorial/version_0")["lr"]]
     assert len(rates) == 32
     assert max(rates) == pytest.approx(0.01, rel=1e-3)
@@ -173,14 +173,14 @@ def test_a_scheduler_steps_every_step_where_asked(tmp_path):
 
 def test_a_limit_of_1_is_one_batch_and_of_1_0_all_of_them(tmp_path):
     limits = ("--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1.0", "--trainer.limit_test_batches=0.5")
-    config = yaml.safe_load(run_train(*limits, "--print_config", cwd=tmp_path).stdout)
+    config = yaml.safe_load(run_train_warm(*limits, "--print_config", cwd=tmp_path).stdout)
     found = [config["trainer"][f"limit_{stage}_batches"] for stage in ("train", "val", "test")]
     assert [repr(limit) for limit in found] == ["1", "1.0", "0.5"]
 
 
 def test_the_loss_is_that_of_the_images_however_many_batches_make_a_step(tmp_path):
     # Weights that stay as they are have the same loss on all images.
-    output = run_train(*TINY_RUN, "--optimizer.lr=0", "--trainer.accumulate_grad_batches=4", cwd=tmp_path).stdout
+    output = run_train_warm(*TINY_RUN, "--optimizer.lr=0", "--trainer.accumulate_grad_batches=4", cwd=tmp_path).stdout
     first, _ = epoch_lines(output)
     assert first["step"] == 4
     assert first["train_loss"] == pytest.approx(first["val_loss"], rel=0.05)
@@ -216,7 +216,7 @@ def test_two_processes_train_as_one_with_the_double_batch(tmp_path):
         directory = tmp_path / str(num_processes)
         directory.mkdir()
         sizes = (f"--trainer.devices={num_processes}", f"--data.batch_size={32 // num_processes}")
-        outputs.append(run_train(*TINY_RUN, "--data=tiny.Recording", *sizes, cwd=directory).stdout)
+        outputs.append(run_train_warm(*TINY_RUN, "--data=tiny.Recording", *sizes, cwd=directory).stdout)
     for epoch in range(2):
         assert samples(tmp_path / "2", "train", epoch) == list(range(500))
         assert samples(tmp_path / "2", "validate", epoch) == list(range(101))
@@ -228,7 +228,7 @@ def test_two_processes_train_as_one_with_the_double_batch(tmp_path):
 
 
 def test_resnet18_is_the_default_and_its_weights_load_into_torchvisions_network(tmp_path):
-    run_train(*SYNTHETIC, "--trainer.limit_train_batches=2", "--trainer.max_epochs=1", cwd=tmp_path)
+    run_train_warm(*SYNTHETIC, "--trainer.limit_train_batches=2", "--trainer.max_epochs=1", cwd=tmp_path)
     torchvision.models.resnet18(num_classes=10).load_state_dict(weights(tmp_path / "logs/checkpoints"))
 
 
@@ -244,7 +244,7 @@ def test_the_exported_weights_in_a_fresh_network_give_the_accuracy_that_was_prin
 
 
 def test_help_explains_the_options_of_trainer_logger_checkpoint_data_model_optimizer_and_scheduler(tmp_path):
-    output = run_train("--help", cwd=tmp_path).stdout
+    output = run_train_warm("--help", cwd=tmp_path).stdout
     for option in (
         *("--trainer.max_epochs", "--trainer.weights_save_path", "--logger.save_dir", "--logger.flush_secs"),
         *("--checkpoint.every_n_epochs", "--data.batch_size", "--data.num_train_images", "--optimizer.lr"),
