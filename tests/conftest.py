@@ -1,5 +1,6 @@
 """What the tests share: the script as a process, and a small archive in CIFAR-10's format."""
 
+import atexit
 import io
 import multiprocessing
 import os
@@ -73,7 +74,11 @@ def become_train(options: tuple[str, ...], cwd: Path, env: dict[str, str], stdou
     os.environ.clear()
     os.environ.update(env)
     sys.argv = [str(ROOT / "app/train.py"), *options]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    tempfile.tempdir = None  # TMPDIR may be another one now
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out
 
 
 def epoch_lines(stdout: str) -> list[dict[str, float]]:
