@@ -194,7 +194,8 @@ def test_a_dry_run_without_an_account_prints_a_request_with_every_option(full_re
     model = get_session().get_service_model("sagemaker").operation_model("CreateTrainingJob").input_shape
     assert not ParamValidator().validate(request, model).has_errors()
 
-    # CloudWatch finds every metric in the lines that training prints.
+
+def test_cloudwatch_finds_every_metric_in_the_lines_that_training_prints(full_request):
     line = (
         "epoch=4 step=1565 train_loss=0.921277 train_acc=0.67 val_loss=1.2e-05 val_acc=1 images_per_second=592.958\n"
         "test_loss=0.9 test_acc=0.68"

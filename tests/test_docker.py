@@ -147,9 +147,9 @@ def test_one_container_trains_the_code_as_it_is_now(project):
 
 @pytest.mark.parametrize("attempt", [1, 2])
 def test_the_commands_of_the_tutorial_work_as_printed(project, attempt):
-    section = (ROOT / "README.md").read_text().split("### With SageMaker in local mode")[1].split("\n## ")[0]
+    section = (ROOT / "README.md").read_text().split("### With SageMaker in local mode")[1].split("\n### ")[0]
     blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
-    download, _, one_container, four_containers, curves, without_sagemaker, _ = blocks
+    download, _, one_container, four_containers, curves, without_sagemaker = blocks
     assert "wget" in download and "docker run" in without_sagemaker
 
     # No GPU here: the launcher says what to do.
