@@ -49,12 +49,14 @@ class IndexLoader:
     The global batches of an epoch do not depend on the number of ranks, and each rank takes its part of every one.
     With a seed, the samples come in a new order every epoch, and up to 2 * world_size - 1 of them are left out of it,
     so that all ranks have equal batches of at least two, as BatchNorm needs. Without, the ranks share all samples.
+    Lightning keeps its state in checkpoints, so that an interrupted epoch goes on with the batch that was next.
     """
 
     def __init__(self, num_samples: int, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1):
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.rank, self.world_size, self.epoch = rank, world_size, 0
         self.batch_sampler = SimpleNamespace(sampler=self)  # where Lightning looks for set_epoch
+        self._start = self._batch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -69,8 +71,17 @@ class IndexLoader:
         if self.seed is not None:
             order = torch.randperm(self.num_samples, generator=generator(self.seed, ORDER, self.epoch))
             order = order[: self.num_samples // self.world_size * self.world_size]
-        for batch in order.split(self.batch_size * self.world_size)[: len(self)]:
+        batches = order.split(self.batch_size * self.world_size)[: len(self)]
+        start, self._start = self._start, 0
+        for self._batch, batch in enumerate(batches[start:], start + 1):
             yield batch.tensor_split(self.world_size)[self.rank]
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of this epoch it has yielded."""
+        return {"batch": self._batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._start = self._batch = state["batch"]
 
 
 class ArrayUnpickler(pickle.Unpickler):

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 import torch
+from checkpoints import CheckpointFiles, Checkpoints
 from cifar10 import CIFAR10DataModule, SyntheticCIFAR10DataModule
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveFloat
 from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from metrics import Metrics
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 from resnet import ResNet18
@@ -32,6 +32,7 @@ for name in ("lightning_fabric.utilities", "pytorch_lightning.utilities.rank_zer
     logging.getLogger(name).setLevel(logging.WARNING)
 # Neither helps the reader: one is a quirk of its own, the other asks to synchronize metrics that are already.
 warnings.filterwarnings("ignore", module=r"pytorch_lightning\.(utilities\._pytree|.*logger_connector\.result)")
+warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 
 # torch's deterministic mode also fills new tensors with NaN, to help debugging: 4 % of ResNet-18's step on the CPU.
 torch.utils.deterministic.fill_uninitialized_memory = False
@@ -41,8 +42,8 @@ CLASSES = [("data", CIFAR10DataModule), ("data", SyntheticCIFAR10DataModule), ("
 CLASSES += [("optimizer", Adam), ("optimizer", SGD), ("lr_scheduler", OneCycleLR)]
 
 
-def exit_with(error: Exception) -> NoReturn:
-    """Ends the program because of what it was given: one line on stderr, exit code 2."""
+def exit_with(error: Exception, code: int = 2) -> NoReturn:
+    """Ends the program with one line on stderr; exit code 2 is for what it was given."""
     while str(error).startswith("Does not validate") and error.__cause__:  # jsonargparse around our own line
         error = error.__cause__
     if "JSONARGPARSE_DEBUG" in os.environ:
@@ -50,7 +51,7 @@ def exit_with(error: Exception) -> NoReturn:
     message = f"train.py: error: {' '.join(str(error).split())}"
     report_failure(message)
     print(message, file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 class Parser(LightningArgumentParser):
@@ -93,6 +94,8 @@ class SaveConfig(SaveConfigCallback):
     """Saves the configuration in the log folder, for `--config`, and logs it as the run's hyperparameters."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if getattr(trainer.checkpoint_callback, "resumed", None):  # the run has logged them already
+            return
         for logger in trainer.loggers:
             logger.log_hyperparams({key: value for key, value in self.config.items() if value is not None})
 
@@ -118,8 +121,14 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: Parser) -> None:
         parser.add_class_arguments(S3TensorBoardLogger, "logger")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint to go on from: its path, or `last`.")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        ckpt_path = parser.add_argument("--ckpt_path", type=str | None)
+        ckpt_path.help = (
+            "Checkpoint to go on from: its path, `last` also after the end of a run or with other options, `none` to "
+            "start anew. By default the newest of an interrupted run with the same options, if there is one."
+        )
+        accept = parser.add_argument("--accept_global_batch", type=bool, default=False)
+        accept.help = "Go on from a checkpoint though the number of images per step, on all processes, is another."
         parser.add_argument("--model_dir", type=str | None, help="Folder for model.pt, if not beside the checkpoints.")
         interval = parser.add_argument("--lr_scheduler_interval", type=Literal["epoch", "step"], default="epoch")
         interval.help = "How often the learning-rate scheduler steps."
@@ -159,6 +168,7 @@ class CLI(LightningCLI):
             environment = SageMakerEnvironment(timeout)
             environment.validate_settings(num_devices=1, num_nodes=config.num_nodes)
             config.plugins = [environment, *(config.plugins or [])]
+        config.plugins = [CheckpointFiles(), *(config.plugins or [])]
         if config.logger is None:
             config.logger = self.config_init.logger
         if config.enable_checkpointing is False:

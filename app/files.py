@@ -33,5 +33,8 @@ def write_atomically(content: bytes | memoryview, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        os.fsync(directory)
+        os.close(directory)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,10 +1,14 @@
 """What a run reports of itself: losses, accuracies, learning rate and images per second, over all ranks."""
 
+import math
 import time
 from typing import Any
 
 import torch
+from checkpoints import gather
 from pytorch_lightning import Callback, LightningModule, Trainer
+
+KEYS = ("loss", "num_correct", "num_images")
 
 
 class Metrics(Callback):
@@ -13,13 +17,14 @@ class Metrics(Callback):
     Per epoch `{train,val,test}_loss`, `{train,val,test}_acc` and `images_per_second` (of training, all ranks together),
     and every `log_every_n_steps` batches `train_loss_step` and `lr`. What the steps return is only kept until then,
     because `self.log` in each of them would take 0.5 ms, as long as the rest of Lightning. With `print_epochs`, the
-    metrics of each epoch are printed as one line of key=value pairs.
+    metrics of each epoch are printed as one line of key=value pairs. Raises FloatingPointError for a loss that is none.
     """
 
     def __init__(self, print_epochs: bool):
         self.print_epochs = print_epochs
         self.images_per_second = 0.0
         self._outputs: list[dict[str, Any]] = []
+        self._validating, self._state = False, {}
         self.on_train_epoch_start()
 
     def on_train_epoch_start(self, *_: Any) -> None:
@@ -38,7 +43,7 @@ class Metrics(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._add_train_sums(trainer)
-        self._pause = time.perf_counter()
+        self._validating, self._pause = True, time.perf_counter()
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         self._outputs.append(outputs)
@@ -51,6 +56,7 @@ class Metrics(Callback):
             self._val_metrics = self._report(trainer, "val", sums)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validating = False
         self._start += time.perf_counter() - self._pause
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,6 +72,27 @@ class Metrics(Callback):
         self._write(trainer, hp_metric=metrics["test_acc"])  # beside the hyperparameters in TensorBoard
         self._print(trainer, metrics)
 
+    def state_dict(self) -> dict[str, Any]:
+        outputs = [] if self._validating else self._outputs
+        return {
+            "train_sums": self._train_sums,
+            "val_metrics": self._val_metrics,
+            "images_per_second": self.images_per_second,
+            "seconds": (self._pause if self._validating else time.perf_counter()) - self._start,
+            "outputs": gather([{key: torch.as_tensor(output[key]).cpu() for key in KEYS} for output in outputs]),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._state, self.images_per_second = state_dict, state_dict["images_per_second"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._state:
+            self._train_sums, self._val_metrics = self._state["train_sums"], self._state["val_metrics"]
+            self._start = time.perf_counter() - self._state["seconds"]
+            ranks = self._state["outputs"][trainer.global_rank :: trainer.world_size]  # there may be fewer than before
+            device = trainer.strategy.root_device
+            self._outputs = [{key: out[key].to(device) for key in out} for outputs in ranks for out in outputs]
+
     def _take_sums(self, trainer: Trainer) -> list[float]:
         """Sum of losses, number of correct answers and number of images since the last call, over all ranks."""
         outputs = [output for output in self._outputs if output["num_images"]]  # a rank's last batch may be empty
@@ -80,6 +107,8 @@ class Metrics(Callback):
     def _add_train_sums(self, trainer: Trainer) -> list[float]:
         """Adds `_take_sums` to those of the epoch, and returns them."""
         loss, *counts = self._take_sums(trainer)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} in the last steps before step {trainer.global_step}")
         sums = [loss * trainer.accumulate_grad_batches, *counts]  # by which Lightning has divided the loss
         self._train_sums = [total + value for total, value in zip(self._train_sums, sums, strict=True)]
         return sums
@@ -92,8 +121,10 @@ class Metrics(Callback):
         return metrics
 
     def _write(self, trainer: Trainer, **metrics: float) -> None:
+        # That of the test is one further, so that a test repeated after an accident takes the place of the first.
+        step = trainer.global_step + trainer.testing
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
+            logger.log_metrics(metrics, step=step)
 
     def _print(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         if self.print_epochs and trainer.is_global_zero:

@@ -40,6 +40,10 @@ class S3TensorBoardLogger(TensorBoardLogger):
         super().__init__(save_dir, flush_secs=flush_secs, **kwargs)
         self._flush_secs, self._thread = flush_secs, None
 
+    def resume(self, version: int | str, step: int) -> None:
+        """Goes on in the folder of that version, where TensorBoard will ignore what was logged after `step`."""
+        self._version, self._kwargs["purge_step"] = version, step + 1
+
     def check(self) -> None:
         """Raises OSError if the log cannot be in S3; finds the next free version there, unless one was given."""
         if not self._url:

@@ -68,10 +68,12 @@ def sagemaker_args(args: list[str]) -> list[str]:
     if "SM_HOSTS" not in os.environ:
         return args
     output_dir = os.environ["SM_OUTPUT_DATA_DIR"]
-    checkpoint_dir = Path(os.environ["SM_MODEL_DIR"]).with_name("checkpoints")  # is there if the job asks for it
+    # It is there if the job has a checkpoint path, and survives the instances, as the output does not.
+    checkpoint_dir = Path(os.environ["SM_MODEL_DIR"]).with_name("checkpoints")
+    survives = checkpoint_dir.is_dir()
     options = {
-        "checkpoint.dirpath": checkpoint_dir if checkpoint_dir.is_dir() else f"{output_dir}/checkpoints",
-        "logger.save_dir": f"{output_dir}/tensorboard",
+        "checkpoint.dirpath": checkpoint_dir if survives else f"{output_dir}/checkpoints",
+        "logger.save_dir": f"{checkpoint_dir if survives else output_dir}/tensorboard",
         "model_dir": os.environ["SM_MODEL_DIR"],
         "trainer.enable_progress_bar": "false",
         "trainer.num_nodes": len(json.loads(os.environ["SM_HOSTS"])),

@@ -4,7 +4,7 @@ On what there is, on CIFAR-10:   python app/train.py
 On all GPUs of this machine:     python app/train.py --trainer.accelerator=gpu --trainer.devices=-1
 In two processes on the CPU:     python app/train.py --trainer.accelerator=cpu --trainer.devices=2
 On synthetic images:             python app/train.py --data=SyntheticCIFAR10DataModule
-Going on from where it stopped:  python app/train.py --ckpt_path=last
+Going on after its end:          python app/train.py --ckpt_path=last --trainer.max_epochs=10
 Repeating a run:                 python app/train.py --config=logs/tensorboard/tutorial/version_0/config.yaml
 """
 
@@ -12,10 +12,13 @@ import errno
 import math
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import torch
+from checkpoints import Checkpoints, Interrupted, describe, find_checkpoint, finish
 from cli import CLI, exit_with
 from files import check_writable, save_atomically
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -27,11 +30,16 @@ from torch.distributed import DistNetworkError, DistStoreError
 def main() -> None:
     try:
         cli = CLI()
-        ckpt_path = prepare(cli)
+        prepare(cli)
     except (ValueError, OSError, MisconfigurationException) as error:
         exit_with(error)
     try:
-        train(cli, ckpt_path)
+        train(cli)
+    except Interrupted as error:
+        (signum,) = error.args
+        end(cli, f"stopped by {signal.Signals(signum).name} after step {{}}; the same command goes on", 128 + signum)
+    except FloatingPointError as error:
+        end(cli, f"{error}: try a smaller learning rate; the last checkpoint is of step {{}}", 1)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -41,32 +49,50 @@ def main() -> None:
         exit_with(TimeoutError(f"the processes have not found, or have lost, each other within {limit}: {error}"))
 
 
-def prepare(cli: CLI) -> str | None:
-    """Checks what can be wrong outside of the program, before anything is written; the checkpoint to go on from."""
+def end(cli: CLI, message: str, code: int) -> NoReturn:
+    """Ends all ranks, which have agreed on it, with one line of each host, and the step of the last checkpoint."""
+    if cli.trainer.local_rank:
+        sys.exit(0)  # Lightning would kill local rank 0, while that still tells what has happened
+    step = getattr(cli.trainer.checkpoint_callback, "last_step", 0)
+    exit_with(RuntimeError(message.format(step)), code)
+
+
+def prepare(cli: CLI) -> None:
+    """Checks what can be wrong outside of the program, before anything is written; finds where to go on."""
     config = cli.config
     for directory in (config.logger.save_dir, config.checkpoint.dirpath, config.model_dir):
         if directory and "://" not in str(directory):
             check_writable(directory)
     if config.logger.save_dir.startswith("s3://") and not config.checkpoint.dirpath:
         raise ValueError("--checkpoint.dirpath=null is the log's folder, but the log goes to S3: name a folder")
-    ckpt_path = config.ckpt_path
-    if ckpt_path == "last":
-        ckpt_path = os.path.join(config.checkpoint.dirpath or "", "last.ckpt")
-    if ckpt_path and not os.path.exists(ckpt_path):
-        raise ValueError(
-            f"--ckpt_path={config.ckpt_path}: there is no {ckpt_path} to go on from; leave the option out to start anew"
-        )
+    environment = getattr(cli.trainer.strategy, "cluster_environment", None)
+    checkpoints = cli.trainer.checkpoint_callback
+    rank = environment.node_rank() or cli.trainer.local_rank if environment else 0  # Lightning's is not known yet
+    if isinstance(checkpoints, Checkpoints) and not rank:
+        checkpoints.run = describe(config, cli.trainer.num_nodes * cli.trainer.num_devices)
+        directory = Path(config.checkpoint.dirpath) if config.checkpoint.dirpath else None
+        checkpoints.resumed = find_checkpoint(directory, config.ckpt_path, cli.model, checkpoints.run)
+        continue_log(cli)
     if cli.trainer.local_rank == 0:
         if isinstance(cli.trainer.logger, S3TensorBoardLogger):
             cli.trainer.logger.check()
         cli.datamodule.prepare_data()
-    return ckpt_path
 
 
-def train(cli: CLI, ckpt_path: str | None) -> None:
+def continue_log(cli: CLI) -> None:
+    """The log of the run that goes on is continued, unless this one has another place for it."""
+    checkpoints, logger = cli.trainer.checkpoint_callback, cli.trainer.logger
+    if not checkpoints.resumed or not isinstance(logger, S3TensorBoardLogger):
+        return
+    run, known = checkpoints.resumed["run"], (None, os.environ.get("TRAINING_JOB_NAME"))
+    if run["log"] == checkpoints.run["log"] and cli.config.logger.version in known:
+        logger.resume(run["log_version"], checkpoints.resumed["global_step"])
+
+
+def train(cli: CLI) -> None:
     """Fits, tests the checkpoint with the least val_loss, exports its weights, and says where everything is."""
     trainer, model = cli.trainer, cli.model
-    trainer.fit(model, cli.datamodule, ckpt_path=ckpt_path)
+    trainer.fit(model, cli.datamodule)
     best_model_path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if best_model_path and trainer.is_global_zero:  # only its host has the file; DDP sends the weights to the others
         model.load_state_dict(torch.load(best_model_path, map_location="cpu", weights_only=False)["state_dict"])
@@ -88,6 +114,11 @@ checkpoints       {checkpoint_dir}
 TensorBoard logs  {log_dir}, which this command shows:
                   {tensorboard} --logdir {cli.config.logger.save_dir}""")
     trainer.strategy.barrier()
+    if trainer.is_global_zero and isinstance(trainer.checkpoint_callback, Checkpoints):
+        if error := trainer.strategy.checkpoint_io.error:
+            raise OSError(f"the last checkpoint could not be written: {error}")
+        if "SM_HOSTS" not in os.environ:  # SageMaker may repeat a job that has not ended for it
+            finish(Path(trainer.checkpoint_callback.dirpath))
 
 
 if __name__ == "__main__":

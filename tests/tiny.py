@@ -3,6 +3,8 @@
 import hashlib
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -57,3 +59,62 @@ class Fail(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch == 1:
             raise RuntimeError("as the test wants it")
+
+
+class Drill(Callback):
+    """Takes `seconds` for each batch, keeps the step and the time of the first one in a file, and has an accident.
+
+    Args:
+        file: Where the step is kept, and beside it, with the ending .first, that the first step is done.
+        seconds: Duration of each batch, of validation too.
+        hook: Where the accident happens: the name of one of Lightning's hooks, or "save", which is in the middle of it.
+        step: At which step, at the earliest.
+        rank: To which rank.
+        signum: Which signal it is.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        seconds: float = 0.0,
+        hook: str = "",
+        step: int = 0,
+        rank: int = 0,
+        signum: int = 9,
+    ):
+        self.file, self.seconds, self.hook, self.step, self.rank, self.signum = file, seconds, hook, step, rank, signum
+
+    def happen(self, hook: str, trainer: Trainer) -> None:
+        is_now = hook == self.hook and trainer.global_step >= self.step and not trainer.sanity_checking
+        if is_now and trainer.global_rank == self.rank:
+            os.kill(os.getpid(), self.signum)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.hook == "save" and trainer.is_global_zero:
+            directory = Path(trainer.checkpoint_callback.dirpath)
+            threading.Thread(target=self.watch, args=(trainer, directory), daemon=True).start()
+
+    def watch(self, trainer: Trainer, directory: Path) -> None:
+        while trainer.global_step < self.step or not any(directory.glob(".*.partial")):
+            time.sleep(0.0005)
+        os.kill(os.getpid(), self.signum)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module, batch, batch_idx) -> None:
+        self.happen("on_train_batch_start", trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx) -> None:
+        time.sleep(self.seconds)
+        if trainer.is_global_zero:
+            Path(self.file).write_text(str(trainer.global_step))
+            Path(f"{self.file}.first").touch(exist_ok=True)
+        self.happen("on_train_batch_end", trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx) -> None:
+        time.sleep(self.seconds)
+        self.happen("on_validation_batch_end", trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.happen("on_train_epoch_end", trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.happen("on_test_start", trainer)
