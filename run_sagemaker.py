@@ -37,9 +37,11 @@ DEFAULT_HYPERPARAMS = {
     "trainer.max_epochs": "5",
     "logger.name": "tutorial",
 }
+S3_PATHS = ("input_path", "output_path", "code_location", "checkpoint_path")
 METRICS = ("train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "images_per_second")
 
 APP_DIR = Path(__file__).resolve().parent / "app"
+CHECKPOINT_DIR = "/opt/ml/checkpoints"
 ARCHIVE = "cifar-10-python.tar.gz"
 USE_CPU = "train on the CPU with --instance_type={} --hyperparams trainer.accelerator=cpu trainer.devices=1"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -64,6 +66,18 @@ OPTIONS = {
     "tags": (list, [], "Tags of the job, as for its costs."),
     "job_name": (str | None, None, "Name of the job, if not that of the image with the time."),
     "max_run": (int, DAY, "Seconds after which SageMaker stops the job, up to 28 days."),
+    "checkpoint_path": (
+        str | None,
+        None,
+        "Folder, in the cloud s3://…, for checkpoints, where the next job goes on.",
+    ),
+    "spot_instances": (bool, False, "Use spare instances at a third of the price, which AWS may take back any time."),
+    "max_wait": (
+        int | None,
+        None,
+        "Seconds for waiting and training on spot instances; max_run if not said.",
+    ),
+    "max_retry": (int | None, None, "How often SageMaker repeats a job after an error of its own, from 1 to 30."),
     "volume_size": (int, 30, "GB of storage of each instance; those with NVMe drives use these instead."),
     "keep_alive_period_in_seconds": (int, 0, "How long the instances are kept, and paid, for a next job."),
     "subnets": (list, [], "IDs of your own network's subnets, with --security_group_ids."),
@@ -75,6 +89,12 @@ OPTIONS = {
     "wait": (bool, True, "Show the log until the job ends; --wait=false returns at once."),
     "dry_run": (bool, False, "Check and print all that would be started, and end. Needs no AWS account."),
 }
+# Those have other names there.
+ESTIMATOR_NAMES = {
+    "checkpoint_path": "checkpoint_s3_uri",
+    "spot_instances": "use_spot_instances",
+    "max_retry": "max_retry_attempts",
+}
 NOT_OF_ESTIMATOR = ("input_path", "hyperparams", "job_name", "estimator", "wait", "dry_run")
 
 # Where options go in SageMaker's request CreateTrainingJob, whose model knows what they may be.
@@ -85,6 +105,9 @@ FIELDS = {
     "ResourceConfig.InstanceType": "instance_type",
     "ResourceConfig.KeepAlivePeriodInSeconds": "keep_alive_period_in_seconds",
     "OutputDataConfig.S3OutputPath": "output_path",
+    "CheckpointConfig.S3Uri": "checkpoint_path",
+    "StoppingCondition.MaxWaitTimeInSeconds": "max_wait",
+    "RetryStrategy.MaximumRetryAttempts": "max_retry",
     "HyperParameters": "hyperparams",
     "Environment": "environment",
     "Tags": "tags",
@@ -122,6 +145,9 @@ def launch(options: Namespace) -> None:
     options.estimator = read_items("estimator", options.estimator)
     options.tags = [{"Key": key, "Value": value} for key, value in read_items("tags", options.tags).items()]
     check_options(options, is_local)
+    if options.spot_instances and not options.checkpoint_path:
+        reason = "without --checkpoint_path the job starts anew after each interruption"
+        print(f"run_sagemaker.py: warning: --spot_instances: {reason}", file=sys.stderr)
     if not options.dry_run:
         check_machine(options) if is_local else check_account(options)
     args = [f"--{key}={value}" for key, value in sorted(options.hyperparams.items())]  # in the toolkit's order
@@ -140,7 +166,7 @@ def launch(options: Namespace) -> None:
             words = [word for key, value in sorted(options.hyperparams.items()) for word in (f"--{key}", value)]
             print(f"\nEach container runs:\npython -- train.py {shlex.join(words)}")
         elif is_local:
-            train_locally(estimator, inputs)
+            train_locally(estimator, inputs, options.checkpoint_path)
         else:
             train_in_cloud(estimator, inputs, request["TrainingJobName"], options)
 
@@ -210,7 +236,21 @@ def check_options(options: Namespace, is_local: bool) -> None:
         raise ValueError(f"--instance_count={options.instance_count}: one container takes all GPUs; or {cpu}")
     if bool(options.subnets) != bool(options.security_group_ids):
         raise ValueError("--subnets and --security_group_ids: SageMaker needs both or none")
-    if not is_local:
+    if options.max_wait is not None and not options.spot_instances:
+        raise ValueError(f"--max_wait={options.max_wait}: is for --spot_instances only")
+    if options.spot_instances:
+        options.max_wait = options.max_run if options.max_wait is None else options.max_wait
+        if options.max_wait < options.max_run:
+            raise ValueError(f"--max_wait={options.max_wait}: must be --max_run={options.max_run} or more")
+        if options.keep_alive_period_in_seconds:
+            raise ValueError("--keep_alive_period_in_seconds: SageMaker does not keep --spot_instances")
+    if is_local:
+        for name in ("spot_instances", "max_retry"):
+            if options[name]:
+                raise ValueError(f"--{name}: is for jobs in the cloud, with --instance_type=ml.…")
+        if "://" in (options.checkpoint_path or "").removeprefix("file://"):
+            raise ValueError(f"--checkpoint_path={options.checkpoint_path}: must be a folder of this machine")
+    else:
         check_cloud_options(options)
     has_gpu = options.instance_type == "local_gpu" or re.match(r"ml\.[gp]\d", options.instance_type)
     if options.hyperparams.get("trainer.accelerator") == "gpu" and not has_gpu:
@@ -233,7 +273,7 @@ def check_cloud_options(options: Namespace) -> None:
     if not options.role:
         raise ValueError("--role: is missing; it is the ARN of SageMaker's execution role, as README.md says")
     s3_uri = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?"
-    for name in ("input_path", "output_path", "code_location"):
+    for name in S3_PATHS:
         if options[name] is not None and not re.fullmatch(s3_uri, options[name]):
             raise ValueError(f"--{name}={options[name]}: must be in S3, such as s3://my-bucket/folder")
     save_dir = options.hyperparams.get("logger.save_dir", "")
@@ -319,7 +359,7 @@ def check_account(options: Namespace) -> None:
     account = session.client("sts").get_caller_identity()["Account"]
     s3 = session.client("s3")
     save_dir = options.hyperparams.get("logger.save_dir", "")
-    uris = {f"--{name}={options[name]}": options[name] for name in ("input_path", "output_path", "code_location")}
+    uris = {f"--{name}={options[name]}": options[name] for name in S3_PATHS}
     for name, uri in (uris | {f"--hyperparams logger.save_dir={save_dir}": save_dir}).items():
         if str(uri).startswith("s3://"):
             bucket = uri.split("/")[2]
@@ -383,10 +423,15 @@ def make_estimator(options: Namespace, is_local: bool, container_root: str) -> A
         session.config = {"local": {"local_code": True, "container_root": container_root}}
     known = {name for base in PyTorch.__mro__ for name in signature(base.__init__).parameters}
     for name in options.estimator:
-        if name in OPTIONS or name not in known:
-            hint = f"use --{name}" if name in OPTIONS else "the Estimator has no such argument"
+        options_here = {name: name for name in OPTIONS} | {ours: option for option, ours in ESTIMATOR_NAMES.items()}
+        if name in options_here or name not in known:
+            hint = f"use --{options_here[name]}" if name in options_here else "the Estimator has no such argument"
             raise ValueError(f"--estimator {name}: {hint}")
-    arguments = {name: options[name] for name in OPTIONS if name not in NOT_OF_ESTIMATOR and options[name]}
+    arguments = {
+        ESTIMATOR_NAMES.get(name, name): options[name]
+        for name in OPTIONS
+        if options[name] and name not in NOT_OF_ESTIMATOR and not (is_local and name == "checkpoint_path")
+    }
     arguments |= {
         "entry_point": "train.py",
         "source_dir": str(APP_DIR),
@@ -453,6 +498,8 @@ def train_in_cloud(estimator: Any, inputs: dict[str, str], job_name: str, option
     print(f"""
 job               {job_name}: {status}
 billable seconds  {seconds * num_instances} ({seconds} on each of {num_instances} instances)""")
+    if training_seconds := options.spot_instances and job.get("TrainingTimeInSeconds"):
+        print(f"saved by spot     {1 - seconds / training_seconds:.0%} of {training_seconds} seconds of training")
     if status != "Completed":
         reason = job.get("FailureReason") or job["SecondaryStatus"]
         raise RuntimeError(f"job {job_name} ended as {status}: {' '.join(reason.split())}")
@@ -460,8 +507,10 @@ billable seconds  {seconds * num_instances} ({seconds} on each of {num_instances
     print(f"model             {model}\ncheckpoints       {model.replace('model.tar', 'output.tar')}")
 
 
-def train_locally(estimator: Any, inputs: dict[str, str]) -> None:
+def train_locally(estimator: Any, inputs: dict[str, str], checkpoint_path: str | None) -> None:
     """Trains in containers of this machine, and removes them whatever happens.
+
+    What SageMaker does with a checkpoint path, and the SDK refuses to do here, one folder for all containers does.
 
     Raises:
         RuntimeError: A container failed; the message names it and repeats its last lines.
@@ -486,6 +535,10 @@ def train_locally(estimator: Any, inputs: dict[str, str]) -> None:
 
         def _create_docker_host(self, host: str, *args: Any) -> dict[str, Any]:
             service = super()._create_docker_host(host, *args)
+            if checkpoint_path:
+                service["volumes"].append(
+                    f"{Path(checkpoint_path.removeprefix('file://')).absolute()}:{CHECKPOINT_DIR}"
+                )
             for volume in service["volumes"]:
                 Path(volume.split(":")[0]).mkdir(parents=True, exist_ok=True)  # Docker would do it, as root
             num_threads = max(1, os.cpu_count() // self.instance_count)  # more than there are cores wait for each other

@@ -18,7 +18,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
-NEWEST, LAST, PREVIOUS, FINISHED = "newest.ckpt", "last.ckpt", "previous.ckpt", "finished.ckpt"
+LAST, PREVIOUS, FINISHED = "last.ckpt", "previous.ckpt", "finished.ckpt"
 OPTIONS = ("seed_everything", "data", "model", "optimizer", "lr_scheduler", "lr_scheduler_interval")
 SAME_RUN = ("data_dir", "url", "verify", "batch_size")  # of the data, may differ
 
@@ -37,13 +37,7 @@ class CheckpointFiles(TorchCheckpointIO):
         try:
             for partial in path.parent.glob(".*.ckpt.*.partial"):  # of a process that was killed
                 partial.unlink()
-            if path.name != LAST:
-                save_atomically(checkpoint, path)
-            else:
-                save_atomically(checkpoint, path.with_name(NEWEST))
-                if path.exists():
-                    os.replace(path, path.with_name(PREVIOUS))
-                os.replace(path.with_name(NEWEST), path)
+            save_atomically(checkpoint, path, path.with_name(PREVIOUS) if path.name == LAST else None)
             self.error = None
         except OSError as error:
             self.error = error
@@ -265,7 +259,7 @@ def find_checkpoint(
     """
     if ckpt_path == "none":
         return None
-    names = [NEWEST, LAST, PREVIOUS, *([FINISHED] if ckpt_path == "last" else [])]
+    names = [LAST, PREVIOUS, *([FINISHED] if ckpt_path == "last" else [])]
     paths = [directory / name for name in names] if directory else []
     if ckpt_path not in (None, "last"):
         paths = [Path(ckpt_path)]
@@ -354,8 +348,7 @@ def describe(config: Any, world_size: int) -> dict[str, Any]:
 
 def finish(directory: Path) -> None:
     """Leaves no checkpoint from which the same command would go on."""
-    for name in (NEWEST, PREVIOUS):
-        (directory / name).unlink(missing_ok=True)
+    (directory / PREVIOUS).unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
         os.replace(directory / LAST, directory / FINISHED)
 

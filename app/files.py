@@ -16,15 +16,15 @@ def check_writable(directory: str) -> None:
     tempfile.TemporaryFile(dir=path).close()
 
 
-def save_atomically(obj: object, path: Path) -> None:
+def save_atomically(obj: object, path: Path, previous: Path | None = None) -> None:
     """`torch.save` by `write_atomically`."""
     buffer = io.BytesIO()
     torch.save(obj, buffer)
-    write_atomically(buffer.getbuffer(), path)
+    write_atomically(buffer.getbuffer(), path, previous)
 
 
-def write_atomically(content: bytes | memoryview, path: Path) -> None:
-    """Writes a file that is complete on disk under its final name or not there at all."""
+def write_atomically(content: bytes | memoryview, path: Path, previous: Path | None = None) -> None:
+    """Writes a file that is complete on disk under its final name or not there at all; may keep the previous one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -32,6 +32,8 @@ def write_atomically(content: bytes | memoryview, path: Path) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if previous and path.exists():
+            os.replace(path, previous)
         os.replace(partial, path)
         directory = os.open(path.parent, os.O_RDONLY)
         os.fsync(directory)

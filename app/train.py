@@ -14,6 +14,8 @@ import os
 import shutil
 import signal
 import sys
+import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,7 +26,7 @@ from files import check_writable, save_atomically
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from s3_logger import S3TensorBoardLogger
 from sagemaker_env import report_failure
-from torch.distributed import DistNetworkError, DistStoreError
+from torch.distributed import DistError, DistStoreError
 
 
 def main() -> None:
@@ -44,9 +46,36 @@ def main() -> None:
         if error.errno != errno.ENOSPC:
             raise
         exit_with(error)
-    except (DistNetworkError, DistStoreError) as error:
+    except RuntimeError as error:
+        if not (isinstance(error, DistError) or "gloo" in str(error)):
+            raise
         limit = f"--process_group_timeout={cli.config.process_group_timeout:g} seconds"
+        if lost := lost_ranks():
+            names = f"rank {' and '.join(map(str, lost))} of {torch.distributed.get_world_size()}"
+            exit_with(TimeoutError(f"{names} has ended, or has not answered within {limit}: {error}"), 1)
         exit_with(TimeoutError(f"the processes have not found, or have lost, each other within {limit}: {error}"))
+
+
+def lost_ranks() -> list[int]:
+    """The ranks that do not tell the others within seconds that they, too, have noticed that one is missing."""
+    if not torch.distributed.is_initialized():
+        return []
+    store = torch.distributed.distributed_c10d._get_default_store()
+    lost = {0}  # which serves the store: if it is stopped, asking takes for ever
+
+    def ask() -> None:
+        store.set(f"alive/{torch.distributed.get_rank()}", "")
+        for rank in range(torch.distributed.get_world_size()):
+            try:
+                store.wait([f"alive/{rank}"], timedelta(seconds=1 if len(lost) > 1 else 3))
+            except DistStoreError:
+                lost.add(rank)
+        lost.discard(0)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(10)
+    return sorted(lost)
 
 
 def end(cli: CLI, message: str, code: int) -> NoReturn:
@@ -116,9 +145,11 @@ TensorBoard logs  {log_dir}, which this command shows:
     trainer.strategy.barrier()
     if trainer.is_global_zero and isinstance(trainer.checkpoint_callback, Checkpoints):
         if error := trainer.strategy.checkpoint_io.error:
-            raise OSError(f"the last checkpoint could not be written: {error}")
+            exit_with(OSError(f"the last checkpoint could not be written: {error}"), 1)
         if "SM_HOSTS" not in os.environ:  # SageMaker may repeat a job that has not ended for it
             finish(Path(trainer.checkpoint_callback.dirpath))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -106,7 +106,8 @@ class Drill(Callback):
         time.sleep(self.seconds)
         if trainer.is_global_zero:
             Path(self.file).write_text(str(trainer.global_step))
-            Path(f"{self.file}.first").touch(exist_ok=True)
+            if not Path(f"{self.file}.first").exists():
+                Path(f"{self.file}.first").touch()
         self.happen("on_train_batch_end", trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx) -> None:
