@@ -169,10 +169,11 @@ class Checkpoints(ModelCheckpoint):
         if self._error(trainer):  # the best network could not be saved, and the one before it stays the best
             self.load_state_dict(before)
             self._obsolete = []
-        self._save_last(trainer)
+        if trainer.max_steps in (-1, trainer.global_step):  # otherwise Lightning would repeat the end of this epoch
+            self._save_last(trainer)
+            self._stopping, _ = self._agree(trainer, False)
+            self._stop_if_asked(trainer)
         self._epoch_ended = False
-        self._stopping, _ = self._agree(trainer, False)
-        self._stop_if_asked(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         states = gather(self._random_state or _collect_rng_states())

@@ -56,7 +56,7 @@ class IndexLoader:
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.rank, self.world_size, self.epoch = rank, world_size, 0
         self.batch_sampler = SimpleNamespace(sampler=self)  # where Lightning looks for set_epoch
-        self._start = self._batch = 0
+        self._batch, self._resumed = 0, {"epoch": -1}
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -72,16 +72,16 @@ class IndexLoader:
             order = torch.randperm(self.num_samples, generator=generator(self.seed, ORDER, self.epoch))
             order = order[: self.num_samples // self.world_size * self.world_size]
         batches = order.split(self.batch_size * self.world_size)[: len(self)]
-        start, self._start = self._start, 0
+        start = self._resumed["batch"] if self._resumed["epoch"] == self.epoch else 0
         for self._batch, batch in enumerate(batches[start:], start + 1):
             yield batch.tensor_split(self.world_size)[self.rank]
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of this epoch it has yielded."""
-        return {"batch": self._batch}
+        """The epoch, and how many of its batches have been yielded."""
+        return {"epoch": self.epoch, "batch": self._batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._start = self._batch = state["batch"]
+        self._resumed, self._batch = state, state["batch"]
 
 
 class ArrayUnpickler(pickle.Unpickler):

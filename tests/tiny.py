@@ -23,6 +23,13 @@ class Tiny(Classifier):
         super().__init__(nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(3 * 8 * 8, num_classes)))
 
 
+class Dropout(Classifier):
+    """Needs random numbers in each step."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Dropout(0.2), nn.Linear(48, num_classes)))
+
+
 class Recording(SyntheticCIFAR10DataModule):
     """Writes down which samples each rank sees, in files `<split>-<rank>` of the current folder."""
 

@@ -1,0 +1,296 @@
+"""Accidents, caused for real: what was interrupted goes on, ends as if nothing had been, and says what happened."""
+
+import contextlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import drill
+import pytest
+import torch
+from conftest import ENVIRONMENT, ROOT, SYNTHETIC, TINY, epoch_lines, run_train, run_train_warm
+from test_sagemaker import children
+from test_train import samples, scalars
+
+RUN = (*TINY, *SYNTHETIC, "--checkpoint.every_n_train_steps=5", "--trainer.log_every_n_steps=3")
+DRILL = ("--trainer.callbacks=tiny.Drill", "--trainer.callbacks.file=step")
+
+
+def killed(
+    *options: str, cwd: Path, step: int = 23, hook: str = "on_train_batch_end", code: int = -signal.SIGKILL
+) -> str:
+    """What a run prints that gets SIGKILL, or another signal, at a step; an epoch has 16."""
+    where = (f"--trainer.callbacks.step={step}", f"--trainer.callbacks.hook={hook}")
+    signum = -code if code < 0 else code - 128
+    return run_train_warm(
+        *RUN, *options, *DRILL, *where, f"--trainer.callbacks.signum={signum}", cwd=cwd, code=code
+    ).stderr
+
+
+def ends(folder: Path) -> dict[str, object]:
+    """All that two runs have in common if they end in the same way."""
+    checkpoint = torch.load(folder / "logs/checkpoints/finished.ckpt", weights_only=False)
+    names = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
+    (log_dir,) = (folder / "logs/tensorboard/tutorial").iterdir()
+    series = scalars(log_dir)
+    series["images_per_second"] = [step for step, _ in series["images_per_second"]]
+    model = (folder / "logs/checkpoints/model.pt").read_bytes()
+    return {name: drill.as_bytes(checkpoint[name]) for name in names} | {"model": model, "series": series}
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    differences = [name for name, value in ends(one).items() if ends(other)[name] != value]
+    assert not differences
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run_train_warm(*RUN, cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "hook", ["on_train_batch_start", "on_validation_batch_end", "on_train_epoch_end", "on_test_start"]
+)
+def test_a_run_that_was_killed_ends_bit_for_bit_like_one_that_was_not(uninterrupted, tmp_path, hook):
+    killed(cwd=tmp_path, hook=hook)
+    assert "going on from logs/checkpoints/last.ckpt, step" in run_train_warm(*RUN, cwd=tmp_path).stdout
+    assert_same_end(uninterrupted, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (
+            *("--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=train_loss", "--lr_scheduler.patience=0"),
+            *("--optimizer.lr=1", "--checkpoint.every_n_train_steps=0"),  # from the end of the epoch
+        ),
+        ("--trainer.accumulate_grad_batches=3",),
+        ("--trainer.val_check_interval=0.25",),
+        ("--trainer.limit_train_batches=10",),
+        ("--trainer.max_steps=30", "--trainer.max_epochs=-1"),
+        ("--model=tiny.Dropout",),
+        ("--trainer.check_val_every_n_epoch=2",),
+        ("--trainer.limit_val_batches=0", "--checkpoint.monitor=train_loss"),
+    ],
+    ids=" ".join,
+)
+def test_going_on_is_exact_whatever_is_trained_and_how(tmp_path, options):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    run_train_warm(*RUN, *options, cwd=tmp_path / "a")
+    killed(*options, cwd=tmp_path / "b", step=7 if "accumulate" in options[0] else 19)
+    assert "going on from" in run_train_warm(*RUN, *options, cwd=tmp_path / "b").stdout
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("hook, step", [("on_train_batch_end", 7), ("on_validation_batch_end", 16)])
+def test_a_signal_stops_after_the_step_and_saves(uninterrupted, tmp_path, signum, hook, step):
+    stderr = killed(cwd=tmp_path, step=step, hook=hook, code=128 + signum)
+    line = f"train.py: error: stopped by {signum.name} after step {step}; the same command goes on"
+    assert stderr.splitlines()[-1] == line
+    assert f"last.ckpt, step {step} in epoch 0" in run_train_warm(*RUN, cwd=tmp_path).stdout
+    assert_same_end(uninterrupted, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "setup, kind",
+    [
+        ("one process", "kill -9 in save"),
+        ("two processes", "SIGTERM to one"),
+        ("two processes", "kill -9 of one rank"),
+        ("two hosts", "SIGTERM to all, one after the other"),
+    ],
+)
+def test_a_drill_ends_bit_for_bit_within_an_interval(tmp_path, setup, kind):
+    accident = drill.Accident(setup, "ResNet-18" if "save" in kind else "tiny", kind)
+    drill.have(accident, tmp_path, random.Random(0))
+    assert accident.is_resumed and not accident.differences
+    assert accident.num_steps_lost <= drill.INTERVAL
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(uninterrupted, tmp_path):
+    killed(cwd=tmp_path)
+    last = tmp_path / "logs/checkpoints/last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2 :] = b""
+    last.write_bytes(content)
+    stdout = run_train_warm(*RUN, cwd=tmp_path).stdout
+    assert stdout.startswith("not used: logs/checkpoints/last.ckpt cannot be read, or is no checkpoint of train.py (")
+    assert "going on from logs/checkpoints/previous.ckpt, step 16 in epoch 0\n" in stdout
+    assert_same_end(uninterrupted, tmp_path)
+
+
+def test_with_no_readable_checkpoint_the_run_starts_anew_and_says_so(tmp_path):
+    (tmp_path / "logs/checkpoints").mkdir(parents=True)
+    (tmp_path / "logs/checkpoints/last.ckpt").write_text("no checkpoint")
+    torch.save({"state_dict": {}}, tmp_path / "logs/checkpoints/previous.ckpt")
+    stdout = run_train_warm(*RUN, cwd=tmp_path).stdout
+    assert stdout.count("not used: ") == 2
+    assert "starting anew, as there is no checkpoint to go on from\n" in stdout
+
+
+def test_neither_another_network_nor_other_options_are_gone_on_with(tmp_path):
+    killed(cwd=tmp_path)
+    stdout = run_train_warm(*RUN, "--optimizer.lr=0.1", cwd=tmp_path).stdout
+    assert "not used: logs/checkpoints/last.ckpt is of a run with another optimizer lr; it will be replaced" in stdout
+    killed(cwd=tmp_path)
+    options = ("--model=tiny.Dropout", "--ckpt_path=logs/checkpoints/last.ckpt")
+    stderr = run_train_warm(*RUN, *options, cwd=tmp_path, code=2).stderr
+    assert "there" in stderr or "last.ckpt" in stderr
+
+
+def test_ckpt_path_none_starts_anew_and_a_finished_run_is_not_gone_on_with(uninterrupted, tmp_path):
+    killed(cwd=tmp_path)
+    for options in ("--ckpt_path=none",), ():
+        output = run_train_warm(*RUN, *options, cwd=tmp_path).stdout
+        assert "going on" not in output
+        assert [line["epoch"] for line in epoch_lines(output)] == [0, 1]
+    assert (uninterrupted / "logs/checkpoints/model.pt").read_bytes() == (
+        tmp_path / "logs/checkpoints/model.pt"
+    ).read_bytes()
+
+
+def test_checkpoints_with_times_from_a_clock_that_jumped_are_used_in_their_order(uninterrupted, tmp_path):
+    killed(cwd=tmp_path)
+    os.utime(tmp_path / "logs/checkpoints/last.ckpt", (0, 0))
+    assert "last.ckpt, step 20 in epoch 1" in run_train_warm(*RUN, cwd=tmp_path).stdout
+    assert_same_end(uninterrupted, tmp_path)
+
+
+def test_with_another_number_of_processes_and_the_same_batch_no_sample_is_lost_or_repeated(tmp_path):
+    recording = ("--data=tiny.Recording", "--ckpt_path=last")
+    options = ("--data.batch_size=16", "--trainer.devices=2", *recording[:1])
+    killed(*options, cwd=tmp_path, step=20, code=128 + signal.SIGTERM)
+    stdout = run_train_warm(*RUN, "--data.batch_size=32", *recording[:1], cwd=tmp_path).stdout
+    assert "last.ckpt, step 20 in epoch 1, with 1 processes instead of 2, so not bit for bit\n" in stdout
+    assert samples(tmp_path, "train", 1) == list(range(500))
+
+
+def test_another_global_batch_is_refused_unless_accepted(tmp_path):
+    killed(cwd=tmp_path)
+    line = run_train_warm(*RUN, "--data.batch_size=16", cwd=tmp_path, code=2).stderr
+    assert "last.ckpt is of a run with 32 images per step on all processes, not 16: make them the same" in line
+    accepted = ("--data.batch_size=16", "--accept_global_batch=true")
+    output = run_train_warm(*RUN, *accepted, cwd=tmp_path).stdout
+    assert [line["step"] for line in epoch_lines(output)] == [20 + 24]  # 20 steps, then 12 of 16 old steps, in halves
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
+    """A file system of its own."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
+    if os.getuid() or subprocess.run(mount).returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def training(*options: str, cwd: Path) -> Iterator[tuple[subprocess.Popen, Callable[[], str]]]:
+    """A run in the background, and what it has printed until now."""
+    with open(cwd / "log", "w") as log:
+        command = [sys.executable, ROOT / "app/train.py", *RUN, *options]
+        process = subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield process, (cwd / "log").read_text
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen, timeout: float = 90) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+
+
+def test_a_full_disk_is_told_and_when_there_is_room_again_the_next_checkpoint_is_written(tmp_path):
+    with small_disk(tmp_path / "disk", 1 << 20) as disk:
+        fill(disk)
+        slow = (*DRILL, "--trainer.callbacks.seconds=0.02", f"--checkpoint.dirpath={disk}", "--model_dir=.")
+        with training(*slow, "--trainer.max_epochs=10", cwd=tmp_path) as (process, log):
+            wait_until(
+                lambda: "last.ckpt, which could not be written and will be tried again: [Errno 28]" in log(), process
+            )
+            (disk / "filler").unlink()
+            assert process.wait(120) == 0
+        assert torch.load(disk / "finished.ckpt", weights_only=False)["global_step"] == 160
+
+
+def test_a_disk_that_stays_full_is_an_error_at_the_end(tmp_path):
+    with small_disk(tmp_path / "disk", 1 << 20) as disk:
+        fill(disk)
+        result = run_train(*RUN, f"--checkpoint.dirpath={disk}", "--model_dir=.", cwd=tmp_path, code=1)
+        assert result.stderr.splitlines()[-1].startswith(
+            "train.py: error: the last checkpoint could not be written: [Err"
+        )
+        assert "test accuracy" in result.stdout and (tmp_path / "model.pt").exists()
+        assert [path.name for path in disk.iterdir()] == ["filler"]
+
+
+def fill(disk: Path) -> None:
+    with contextlib.suppress(OSError), open(disk / "filler", "wb") as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_checkpoint_folder_that_vanishes_is_made_again(tmp_path):
+    slow = (*DRILL, "--trainer.callbacks.seconds=0.02", "--trainer.max_epochs=10")
+    with training(*slow, cwd=tmp_path) as (process, log):
+        wait_until(lambda: "epoch=1 " in log(), process)
+        (tmp_path / "logs/checkpoints").rename(tmp_path / "vanished")
+        assert process.wait(120) == 0
+    assert torch.load(tmp_path / "logs/checkpoints/finished.ckpt", weights_only=False)["global_step"] == 160
+
+
+def test_a_loss_that_is_none_ends_the_run_with_a_checkpoint_from_before(tmp_path):
+    result = run_train_warm(*RUN, "--optimizer=SGD", "--optimizer.lr=1e38", cwd=tmp_path, code=1)
+    line = result.stderr.splitlines()[-1]
+    assert re.fullmatch(
+        r"train.py: error: the (loss is nan in the last steps before|weights are not .*) step \d+: .*", line
+    )
+    checkpoint = torch.load(tmp_path / "logs/checkpoints/last.ckpt", weights_only=False)
+    assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_hangs_is_named_when_the_time_is_over(tmp_path, rank):
+    options = ("--trainer.devices=2", "--trainer.max_epochs=100000", "--process_group_timeout=6")
+    with training(*options, cwd=tmp_path) as (process, log):
+        wait_until(lambda: "epoch=1 " in log(), process)
+        ranks = [process.pid, *children(process.pid, "train.py")]
+        try:
+            os.kill(ranks[rank], signal.SIGSTOP)
+            expected = (
+                f"train.py: error: rank {rank} of 2 has ended, or has not answered within --process_group_timeout=6"
+            )
+            deadline = time.monotonic() + 60
+            while expected not in log():
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            if rank == 1:
+                assert process.wait(30) == 1
+        finally:
+            for pid in ranks:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def test_what_a_killed_process_leaves_half_written_is_removed(tmp_path):
+    (tmp_path / "logs/checkpoints").mkdir(parents=True)
+    (tmp_path / "logs/checkpoints/.last.ckpt.123.partial").write_text("half")
+    run_train_warm(*RUN, "--trainer.max_epochs=1", cwd=tmp_path)
+    assert not list((tmp_path / "logs/checkpoints").glob(".*"))
