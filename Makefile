@@ -22,6 +22,9 @@ check: .venv/installed-dev  ## Check format and style of Python and shell
 bench: .venv/installed-dev  ## Measure the input pipeline and Lightning's overhead
 	$(BIN)/python tests/bench.py
 
+drill: .venv/installed-dev  ## Kill runs in all ways, and compare how they end: 20 times, or N
+	$(BIN)/python tests/drill.py $(N)
+
 .venv/installed: requirements.txt requirements-laptop.txt
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("Python 3.11, 3.12 or 3.13 is needed, not " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	@echo 'Installing into .venv: 7 GB, a few minutes'
@@ -37,4 +40,4 @@ bench: .venv/installed-dev  ## Measure the input pipeline and Lightning's overhe
 	.venv/aws/bin/pip install --quiet --disable-pip-version-check awscli==1.45.11
 	@touch $@
 
-.PHONY: help train test test-docker check bench
+.PHONY: help train test test-docker check bench drill

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -14,6 +13,7 @@ from files import save_atomically
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.seed import _collect_rng_states, _set_rng_states
+from messages import warn
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -258,6 +258,8 @@ def find_checkpoint(
     Raises:
         ValueError: The checkpoint that was named cannot be used, or the global batch is another one.
     """
+    if ckpt_path and run["job"] and directory and job_of(directory) == run["job"]:
+        ckpt_path = None  # SageMaker has restarted the job, whose own checkpoints are newer
     if ckpt_path == "none":
         return None
     names = [LAST, PREVIOUS, *([FINISHED] if ckpt_path == "last" else [])]
@@ -269,14 +271,15 @@ def find_checkpoint(
         try:
             checkpoint = read_checkpoint(path, model, run, any_options=bool(ckpt_path))
         except ValueError as error:
+            if ckpt_path not in (None, "last"):
+                raise ValueError(f"--ckpt_path: {error}") from error
             print(f"not used: {error}", flush=True)
         else:
             adapt(checkpoint, path, run)
             return checkpoint
     if ckpt_path:
         where = directory / LAST if directory and ckpt_path == "last" else ckpt_path
-        state = "no such checkpoint" if not paths else "it cannot be used"
-        raise ValueError(f"--ckpt_path={ckpt_path}: {where}: {state}; leave the option out to start anew")
+        raise ValueError(f"--ckpt_path={ckpt_path}: there is no {where} to go on from; leave the option out")
     if paths:
         print("starting anew, as there is no checkpoint to go on from", flush=True)
     return None
@@ -303,6 +306,14 @@ def read_checkpoint(path: Path, model: LightningModule, run: dict[str, Any], any
     return checkpoint
 
 
+def job_of(directory: Path) -> str | None:
+    """The SageMaker job that has written the newest readable checkpoint."""
+    for name in (LAST, PREVIOUS):
+        with contextlib.suppress(Exception):  # a damaged file can raise anything
+            return torch.load(directory / name, map_location="cpu", weights_only=False)["run"]["job"]
+    return None
+
+
 def adapt(checkpoint: dict[str, Any], path: Path, run: dict[str, Any]) -> None:
     """Says from where the run goes on, and makes the checkpoint fit another number of processes or, if asked, batch."""
     old = checkpoint["run"]
@@ -318,7 +329,7 @@ def adapt(checkpoint: dict[str, Any], path: Path, run: dict[str, Any]) -> None:
         scale = old["global_batch_size"] / run["global_batch_size"]
         progress |= {key: int(count * scale) for key, count in progress.items()}
         for state in loops["state_dict"].get("combined_loader", []):
-            state["batch"] = int(state["batch"] * scale)
+            state |= {"batch": int(state.get("batch", 0) * scale)}
     remark = ""
     if len(old["random_states"]) != run["world_size"]:
         remark = f", with {run['world_size']} processes instead of {len(old['random_states'])}, so not bit for bit"
@@ -344,6 +355,7 @@ def describe(config: Any, world_size: int) -> dict[str, Any]:
         "world_size": world_size,
         "accept_global_batch": config.accept_global_batch,
         "log": (save_dir, config.logger.name),
+        "job": os.environ.get("TRAINING_JOB_NAME"),
     }
 
 
@@ -352,7 +364,3 @@ def finish(directory: Path) -> None:
     (directory / PREVIOUS).unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
         os.replace(directory / LAST, directory / FINISHED)
-
-
-def warn(message: str) -> None:
-    print(f"train.py: warning: {message}", file=sys.stderr, flush=True)

@@ -17,13 +17,14 @@ from cifar10 import CIFAR10DataModule, SyntheticCIFAR10DataModule
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveFloat
 from lightning_fabric.plugins.environments import TorchElasticEnvironment
+from messages import exit_with
 from metrics import Metrics
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 from resnet import ResNet18
 from s3_logger import S3TensorBoardLogger
-from sagemaker_env import SageMakerEnvironment, report_failure, sagemaker_args
+from sagemaker_env import SageMakerEnvironment, sagemaker_args
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -40,18 +41,6 @@ torch.utils.deterministic.fill_uninitialized_memory = False
 # The classes whose options --help explains. Any other of torch goes by its name, one's own by its import path.
 CLASSES = [("data", CIFAR10DataModule), ("data", SyntheticCIFAR10DataModule), ("model", ResNet18)]
 CLASSES += [("optimizer", Adam), ("optimizer", SGD), ("lr_scheduler", OneCycleLR)]
-
-
-def exit_with(error: Exception, code: int = 2) -> NoReturn:
-    """Ends the program with one line on stderr; exit code 2 is for what it was given."""
-    while str(error).startswith("Does not validate") and error.__cause__:  # jsonargparse around our own line
-        error = error.__cause__
-    if "JSONARGPARSE_DEBUG" in os.environ:
-        raise error
-    message = f"train.py: error: {' '.join(str(error).split())}"
-    report_failure(message)
-    print(message, file=sys.stderr)
-    sys.exit(code)
 
 
 class Parser(LightningArgumentParser):

@@ -4,7 +4,6 @@ import atexit
 import os
 import re
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -17,6 +16,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from jsonargparse.typing import PositiveInt
+from messages import warn
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 
@@ -116,7 +116,3 @@ class S3TensorBoardLogger(TensorBoardLogger):
 def client() -> Any:
     config = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard"})
     return boto3.client("s3", config=config)
-
-
-def warn(message: str) -> None:
-    print(f"train.py: warning: {' '.join(message.split())}", file=sys.stderr, flush=True)

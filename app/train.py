@@ -8,6 +8,7 @@ Going on after its end:          python app/train.py --ckpt_path=last --trainer.
 Repeating a run:                 python app/train.py --config=logs/tensorboard/tutorial/version_0/config.yaml
 """
 
+import contextlib
 import errno
 import math
 import os
@@ -15,18 +16,19 @@ import shutil
 import signal
 import sys
 import threading
-from datetime import timedelta
+import time
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 from checkpoints import Checkpoints, Interrupted, describe, find_checkpoint, finish
-from cli import CLI, exit_with
+from cli import CLI
 from files import check_writable, save_atomically
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from messages import exit_with, warn
 from s3_logger import S3TensorBoardLogger
 from sagemaker_env import report_failure
-from torch.distributed import DistError, DistStoreError
+from torch.distributed import DistError
 
 
 def main() -> None:
@@ -61,21 +63,23 @@ def lost_ranks() -> list[int]:
     if not torch.distributed.is_initialized():
         return []
     store = torch.distributed.distributed_c10d._get_default_store()
-    lost = {0}  # which serves the store: if it is stopped, asking takes for ever
+    lost = [0]  # which serves the store: if it is stopped, asking takes for ever
 
     def ask() -> None:
-        store.set(f"alive/{torch.distributed.get_rank()}", "")
-        for rank in range(torch.distributed.get_world_size()):
-            try:
-                store.wait([f"alive/{rank}"], timedelta(seconds=1 if len(lost) > 1 else 3))
-            except DistStoreError:
-                lost.add(rank)
-        lost.discard(0)
+        with contextlib.suppress(DistError):
+            store.set(f"alive/{torch.distributed.get_rank()}", "")
+            for _ in range(30):
+                lost[:] = [
+                    rank for rank in range(torch.distributed.get_world_size()) if not store.check([f"alive/{rank}"])
+                ]
+                if not lost:
+                    break
+                time.sleep(0.1)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(10)
-    return sorted(lost)
+    thread.join(6)
+    return lost
 
 
 def end(cli: CLI, message: str, code: int) -> NoReturn:
@@ -124,7 +128,10 @@ def train(cli: CLI) -> None:
     trainer.fit(model, cli.datamodule)
     best_model_path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if best_model_path and trainer.is_global_zero:  # only its host has the file; DDP sends the weights to the others
-        model.load_state_dict(torch.load(best_model_path, map_location="cpu", weights_only=False)["state_dict"])
+        if os.path.exists(best_model_path):
+            model.load_state_dict(torch.load(best_model_path, map_location="cpu", weights_only=False)["state_dict"])
+        else:
+            warn(f"{best_model_path} has gone: the last network is tested and exported, not the best")
     trainer.test(model, cli.datamodule, verbose=False)
     log_dir = trainer.log_dir  # a collective operation
     checkpoint_dir = cli.config.checkpoint.dirpath or log_dir

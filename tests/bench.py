@@ -34,6 +34,7 @@ from torchvision.datasets import CIFAR10
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "app"))
 
+from checkpoints import CheckpointFiles, Checkpoints
 from cifar10 import MEAN, PADDING, STD, CIFAR10DataModule, SyntheticCIFAR10DataModule
 from metrics import Metrics
 from resnet import Classifier, ResNet18
@@ -42,6 +43,7 @@ from s3_logger import S3TensorBoardLogger
 torch.utils.deterministic.fill_uninitialized_memory = False  # as in cli.py
 # S3 in another process, where each request takes 50 ms longer.
 S3 = "from aws import *; AWS().reset(); print(Endpoint(delay=0.05).url, BUCKET, flush=True); input()"
+INTERVAL = 5  # minutes, the default of --checkpoint.every_n_minutes
 SKIPPED = 5  # batches or steps at the start of a round, not timed: workers start, memory is allocated
 
 
@@ -166,6 +168,21 @@ def compare_logs(network: nn.Module, module: CIFAR10DataModule, num_steps: int) 
     return ratio
 
 
+def time_checkpoint(network: nn.Module, module: CIFAR10DataModule) -> float:
+    """Seconds that a step takes longer if it ends with a checkpoint of all that a run needs to go on."""
+    model, every = TimedClassifier(network), 5
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        callbacks = [Checkpoints(folder, every_n_train_steps=every), Metrics(print_epochs=False)]
+        limits = {"max_epochs": 1, "limit_train_batches": 8 * every - 1, "limit_val_batches": 0}
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        parts = {"callbacks": callbacks, "plugins": [CheckpointFiles()]}
+        Trainer(accelerator="cpu", devices=1, deterministic="warn", **parts, **limits, **quiet).fit(model, module)
+    torch.use_deterministic_algorithms(False)
+    steps = [end - start for start, end in pairwise(model.times)]
+    with_checkpoint = steps[every - 2 :: every]
+    return median(with_checkpoint) - median(steps)
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
@@ -194,12 +211,16 @@ def main() -> None:
         results.append((loop / trainer, trainer - loop))
     (ratio, _), (_, added) = results
     logging_to_s3 = compare_logs(linear, module, 1200)
+    seconds = time_checkpoint(ResNet18(10).network, module)
+    share = seconds / (60 * INTERVAL)
+    print(f"\ncheckpoint of ResNet-18 with Adam {seconds:9.2f} s, every {INTERVAL} minutes: {share:.2%} of the time")
     targets = (
         (in_2022 >= 40, f"input {in_2022:.1f} times as fast as torchvision with 1 worker and batch 32; target: 40"),
         (at_best >= 15, f"input {at_best:.1f} times as fast as torchvision at its best with batch 128; target: 15"),
         (ratio >= 0.97, f"ResNet-18 with Trainer at {ratio:.3f} of the speed of a loop; target: 0.97"),
         (added <= 1, f"{added:.2f} ms per step added by Trainer to a linear network; target: 1 ms at most"),
         (logging_to_s3 >= 0.97, f"linear network with its log in S3 at {logging_to_s3:.3f} of the speed; target: 0.97"),
+        (share <= 0.02, f"{share:.2%} of the time for checkpoints of ResNet-18; target: 2 % at most"),
     )
     print()
     for met, target in targets:

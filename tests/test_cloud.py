@@ -114,6 +114,12 @@ def copy_project(folder: Path) -> Path:
         ("--max_run=2419201", "--max_run=2419201: must be 2419200 seconds, 28 days, or less"),
         ("--volume_size=0", "--volume_size=0: must be 1 or more"),
         ("--keep_alive_period_in_seconds=-1", "--keep_alive_period_in_seconds: -1, where SageMaker allows 0 to 21600"),
+        ("--checkpoint_path=checkpoints", "--checkpoint_path=checkpoints: must be in S3"),
+        ("--max_wait=90000", "--max_wait=90000: is for --spot_instances only"),
+        ("--spot_instances --max_wait=3600", "--max_wait=3600: must be --max_run=86400 or more"),
+        ("--spot_instances --keep_alive_period_in_seconds=60", "--keep_alive_period_in_seconds: SageMaker does not"),
+        ("--max_retry=0", "--max_retry: 0, where SageMaker allows 1 to 30"),
+        ("--max_retry=31", "--max_retry: 31, where SageMaker allows 1 to 30"),
         ("--subnets subnet-1", "--subnets and --security_group_ids: SageMaker needs both or none"),
         ("--subnets s --security_group_ids a_b", "--security_group_ids 0=a_b: must have the form"),
         ("--subnets s --security_group_ids a b c d e f", "--security_group_ids: 6 entries"),
@@ -142,7 +148,7 @@ def test_a_bad_input_ends_in_one_line_before_any_request(options, line):
     [
         (["instance_count=3"], "--estimator instance_count: use --instance_count"),
         (["max_retries=3"], "--estimator max_retries: the Estimator has no such argument"),
-        (["max_retry_attempts=31"], "RetryStrategy.MaximumRetryAttempts: 31, where SageMaker allows 1 to 30"),
+        (["max_retry_attempts=3"], "--estimator max_retry_attempts: use --max_retry"),
     ],
 )
 def test_a_bad_argument_of_the_estimator_ends_in_one_line(items, line):
@@ -164,7 +170,7 @@ def full_request() -> dict:
     options += [f"--code_location=s3://{BUCKET}/code/"]
     options += ["--environment", "A=b=c", "B=1", "--tags", "team=vision", "--subnets", "subnet-1", "subnet-2"]
     options += ["--security_group_ids", "sg-1", "--encrypt_inter_container_traffic", "--enable_network_isolation"]
-    options += ["--estimator", "max_retry_attempts=2", "output_kms_key=alias/mine"]
+    options += ["--max_retry=2", "--estimator", "output_kms_key=alias/mine"]
     return dry_run(*options, "--hyperparams", "trainer.max_epochs=1")
 
 
@@ -195,6 +201,36 @@ def test_a_dry_run_without_an_account_prints_a_request_with_every_option(full_re
     assert not ParamValidator().validate(request, model).has_errors()
 
 
+def test_a_dry_run_prints_the_request_of_a_spot_job():
+    options = ["--spot_instances", "--max_run=3600", "--max_wait=7200", "--max_retry=3"]
+    request = dry_run(*options, f"--checkpoint_path=s3://{BUCKET}/checkpoints/mine")
+    assert request["EnableManagedSpotTraining"] is True
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600, "MaxWaitTimeInSeconds": 7200}
+    assert request["CheckpointConfig"] == {"S3Uri": f"s3://{BUCKET}/checkpoints/mine"}
+    assert request["RetryStrategy"] == {"MaximumRetryAttempts": 3}
+    model = get_session().get_service_model("sagemaker").operation_model("CreateTrainingJob").input_shape
+    assert not ParamValidator().validate(request, model).has_errors()
+
+
+def test_spot_instances_without_a_checkpoint_path_are_warned_of():
+    environment = NO_AWS | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    stdout, stderr = launch("--dry_run", "--spot_instances=true", environment=environment)
+    request = json.loads(stdout.split("\nEach container runs:\n")[0])
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 86400, "MaxWaitTimeInSeconds": 86400}
+    assert stderr == (
+        "run_sagemaker.py: warning: --spot_instances: without --checkpoint_path the job starts anew after each "
+        "interruption\n"
+    )
+
+
+def test_a_job_on_spot_instances_ends_with_what_it_saved(account):
+    account.next_job |= {"billable_time_in_seconds": 90, "training_time_in_seconds": 300}
+    options = ["--job_name=my-job", "--spot_instances", f"--checkpoint_path=s3://{BUCKET}/checkpoints/mine"]
+    stdout, stderr = launch(*options, environment=account.environment)
+    assert stderr == ""
+    assert "\nsaved by spot     70% of 300 seconds of training\n" in stdout
+
+
 def test_cloudwatch_finds_every_metric_in_the_lines_that_training_prints(full_request):
     line = (
         "epoch=4 step=1565 train_loss=0.921277 train_acc=0.67 val_loss=1.2e-05 val_acc=1 images_per_second=592.958\n"
@@ -218,6 +254,7 @@ def test_cloudwatch_finds_every_metric_in_the_lines_that_training_prints(full_re
     [
         ("", "--input_path=s3://no-such-bucket/x", "--input_path=s3://no-such-bucket/x: there is no bucket"),
         ("", "--output_path=s3://no-such-bucket", "--output_path=s3://no-such-bucket: there is no bucket"),
+        ("", "--checkpoint_path=s3://no-such-bucket", "--checkpoint_path=s3://no-such-bucket: there is no bucket"),
         ("", "--code_location=s3://no-such-bucket/x", "--code_location=s3://no-such-bucket/x: there is no bucket"),
         ("", "--output_path=s3://other-bucket/x", "--output_path=s3://other-bucket/x: bucket .* is in us-west-2"),
         ("", "--hyperparams logger.save_dir=s3://none/x", "--hyperparams logger.save_dir=s3://none/x: there is no"),
@@ -375,6 +412,8 @@ def test_the_commands_of_the_tutorial_work_as_printed_with_no_more_permissions_t
         ):
             result = subprocess.run(command.split(), env=environment, cwd=ROOT, capture_output=True, text=True)
             assert result.returncode and re.search("AccessDenied|Forbidden", result.stderr), command
+        command = f"aws s3 cp README.md s3://{BUCKET}/checkpoints/README.md"
+        subprocess.run(command.split(), env=role, cwd=ROOT, capture_output=True, check=True)
 
     assert request["ResourceConfig"]["InstanceType"] == "ml.g4dn.12xlarge"
     assert request["ResourceConfig"]["InstanceCount"] == 2

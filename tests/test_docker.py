@@ -15,6 +15,8 @@ import pytest
 import torch
 from aws import BUCKET, ROLE, Endpoint
 from conftest import ENVIRONMENT, ROOT, cifar10_files, write_archive
+from drill import as_bytes
+from test_train import scalars
 
 pytestmark = pytest.mark.docker
 
@@ -191,6 +193,31 @@ def test_a_killed_container_ends_the_run_within_15_seconds(project):
     assert earlier_model.read_text() == "of an earlier run"
 
 
+def test_four_killed_containers_and_the_same_command_again_end_like_an_uninterrupted_run(project):
+    hyperparams = ("trainer.max_epochs=20", "checkpoint.every_n_train_steps=3", "trainer.callbacks=tiny.Drill")
+    hyperparams += ("trainer.callbacks.file=/tmp/step", "trainer.callbacks.seconds=0.05")
+
+    def start_four(name: str) -> subprocess.Popen:
+        options = (f"--checkpoint_path=file://{project}/{name}", *CPU, *TINY, *hyperparams)
+        return start_launcher(project, *options, instance_count=4)
+
+    def end(process: subprocess.Popen, name: str) -> tuple[str, object, object]:
+        log = finish(process, code=0)
+        checkpoint = torch.load(project / name / "last.ckpt", weights_only=False)
+        (log_dir,) = (project / name / "tensorboard/tutorial").iterdir()
+        series = {tag: values for tag, values in scalars(log_dir).items() if tag != "images_per_second"}
+        return log, as_bytes([saved_model(project), checkpoint["optimizer_states"]]), series
+
+    _, *uninterrupted = end(start_four("a"), "a")
+    process = start_four("b")
+    wait_for("epoch=6 ", process)
+    docker("kill", *docker("ps", "--quiet").split())
+    finish(process, code=1)
+    log, *interrupted = end(start_four("b"), "b")
+    assert re.search(r"going on from /opt/ml/checkpoints/last.ckpt, step (\d\d) in epoch [67]\n", log)
+    assert interrupted == uninterrupted
+
+
 def test_the_last_lines_of_a_failed_container_are_repeated(project):
     log = launch(project, *CPU, *TINY, "trainer.devices=1000", code=1)
     _, message = log.split("run_sagemaker.py: error: ")
@@ -212,11 +239,11 @@ def test_a_stopped_launcher_removes_its_containers(project, signum):
 
 
 def test_docker_stop_lets_the_training_processes_end_by_themselves(project):
-    process = start_launcher(project, *CPU, *TINY, "trainer.max_epochs=100000", "trainer.callbacks=tiny.ExitOnSigterm")
+    process = start_launcher(project, *CPU, *TINY, *ENDLESS)
     wait_for("epoch=1 ", process)
     docker("stop", *docker("ps", "--quiet").split())
     log, _ = process.communicate(timeout=60)
-    assert "got SIGTERM" in log and "ExitCode 7" in log
+    assert "train.py: error: stopped by SIGTERM after step" in log and "ExitCode 143" in log
 
 
 def test_compose_5_is_found(project):

@@ -2,12 +2,9 @@
 
 import hashlib
 import os
-import signal
 import threading
 import time
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 import torch
 from cifar10 import SyntheticCIFAR10DataModule
@@ -47,17 +44,6 @@ class PrintWeights(Callback):
         weights = torch.cat([weight.detach().double().flatten() for weight in pl_module.state_dict().values()])
         checksum = hashlib.sha256(weights.cpu().numpy().tobytes()).hexdigest()
         print(f"rank={trainer.global_rank} world_size={trainer.world_size} weights={checksum}", flush=True)
-
-
-class ExitOnSigterm(Callback):
-    """Ends each process with exit code 7 when SIGTERM arrives."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        signal.signal(signal.SIGTERM, self.exit)
-
-    def exit(self, signum: int, frame: FrameType | None) -> NoReturn:
-        print("got SIGTERM", flush=True)
-        os._exit(7)
 
 
 class Fail(Callback):
