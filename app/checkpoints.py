@@ -16,7 +16,7 @@ from lightning_fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from messages import warn
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import TensorBoardLogger
+from s3_logger import S3TensorBoardLogger
 
 LAST, PREVIOUS, FINISHED = "last.ckpt", "previous.ckpt", "finished.ckpt"
 OPTIONS = ("seed_everything", "data", "model", "optimizer", "lr_scheduler", "lr_scheduler_interval")
@@ -178,8 +178,9 @@ class Checkpoints(ModelCheckpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         states = gather(self._random_state or _collect_rng_states())
         metrics = dict(trainer.callback_metrics) if self._epoch_ended else {}
-        version = trainer.loggers[0].version if trainer.loggers else None
-        checkpoint["run"] = self.run | {"random_states": states, "log_version": version, "epoch_metrics": metrics}
+        checkpoint["run"] = self.run | {"random_states": states, "epoch_metrics": metrics}
+        if trainer.is_global_zero and isinstance(trainer.logger, S3TensorBoardLogger):
+            checkpoint["run"] |= {"log_version": trainer.logger.version, "log_files": trainer.logger.files()}
         if self._validation_pending:
             # Lightning's own words for "between the last step and the validation", which it never saves itself.
             loops = checkpoint["loops"]["fit_loop"]
@@ -201,9 +202,6 @@ class Checkpoints(ModelCheckpoint):
         if trainer.fast_dev_run:
             return
         self._check_weights(trainer)
-        for logger in trainer.loggers:
-            if trainer.is_global_zero and isinstance(logger, TensorBoardLogger):
-                logger.experiment.flush()  # so that all until this step is there when the run goes on
         trainer.save_checkpoint(os.path.join(self.dirpath, LAST), weights_only=False)
         self._last_time = time.monotonic()
         if not self._error(trainer):
@@ -293,9 +291,8 @@ def read_checkpoint(path: Path, model: LightningModule, run: dict[str, Any], any
     except Exception as error:  # a damaged file can raise anything
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} cannot be read, or is no checkpoint of train.py ({reason})") from error
-    if {name: weight.shape for name, weight in weights.items()} != {
-        name: weight.shape for name, weight in model.state_dict().items()
-    }:
+    shapes, expected = ({name: weight.shape for name, weight in all.items()} for all in (weights, model.state_dict()))
+    if shapes != expected:
         raise ValueError(f"{path} is of another network")
     others = [name for name in run["options"] | options if options.get(name) != run["options"].get(name)]
     if others and not any_options:
@@ -326,10 +323,11 @@ def adapt(checkpoint: dict[str, Any], path: Path, run: dict[str, Any]) -> None:
             )
         loops = checkpoint["loops"]["fit_loop"]
         progress = loops["epoch_loop.batch_progress"]["current"]
-        scale = old["global_batch_size"] / run["global_batch_size"]
-        progress |= {key: int(count * scale) for key, count in progress.items()}
+        num_batches = progress["processed"] * old["global_batch_size"] // run["global_batch_size"]
+        num_open = progress["processed"] - progress["completed"]
+        progress |= dict.fromkeys(progress, num_batches) | {"completed": num_batches - num_open}
         for state in loops["state_dict"].get("combined_loader", []):
-            state |= {"batch": int(state.get("batch", 0) * scale)}
+            state["batch"] = num_batches
     remark = ""
     if len(old["random_states"]) != run["world_size"]:
         remark = f", with {run['world_size']} processes instead of {len(old['random_states'])}, so not bit for bit"

@@ -15,6 +15,7 @@ from uuid import uuid4
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from files import write_atomically
 from jsonargparse.typing import PositiveInt
 from messages import warn
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -40,9 +41,17 @@ class S3TensorBoardLogger(TensorBoardLogger):
         super().__init__(save_dir, flush_secs=flush_secs, **kwargs)
         self._flush_secs, self._thread = flush_secs, None
 
-    def resume(self, version: int | str, step: int) -> None:
+    def files(self) -> dict[str, bytes]:
+        """The log until now, for a checkpoint: S3 may not have all of it when the run is killed."""
+        self.experiment.flush()
+        return {path.name: path.read_bytes() for path in Path(self.log_dir).glob("events.*")}
+
+    def resume(self, version: int | str, step: int, files: dict[str, bytes]) -> None:
         """Goes on in the folder of that version, where TensorBoard will ignore what was logged after `step`."""
         self._version, self._kwargs["purge_step"] = version, step + 1
+        for path, content in ((Path(self.log_dir, name), content) for name, content in files.items()):
+            if not path.exists() or path.stat().st_size < len(content):
+                write_atomically(content, path)
 
     def check(self) -> None:
         """Raises OSError if the log cannot be in S3; finds the next free version there, unless one was given."""

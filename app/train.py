@@ -118,8 +118,8 @@ def continue_log(cli: CLI) -> None:
     if not checkpoints.resumed or not isinstance(logger, S3TensorBoardLogger):
         return
     run, known = checkpoints.resumed["run"], (None, os.environ.get("TRAINING_JOB_NAME"))
-    if run["log"] == checkpoints.run["log"] and cli.config.logger.version in known:
-        logger.resume(run["log_version"], checkpoints.resumed["global_step"])
+    if run["log"] == checkpoints.run["log"] and cli.config.logger.version in known and "log_version" in run:
+        logger.resume(run["log_version"], checkpoints.resumed["global_step"], run["log_files"])
 
 
 def train(cli: CLI) -> None:
