@@ -106,7 +106,6 @@ def test_a_signal_stops_after_the_step_and_saves(uninterrupted, tmp_path, signum
     [
         ("one process", "kill -9 in save"),
         ("two processes", "SIGTERM to one"),
-        ("two processes", "kill -9 of one rank"),
         ("two hosts", "SIGTERM to all, one after the other"),
     ],
 )

@@ -49,7 +49,7 @@ def test_a_run_writes_model_checkpoints_logs_and_nothing_else(finished):
     files = [str(path.relative_to(directory)) for path in sorted(directory.rglob("*")) if path.is_file()]
     expected = [
         r"logs/checkpoints/epoch=\d-step=\d+.ckpt",
-        r"logs/checkpoints/last.ckpt",
+        r"logs/checkpoints/finished.ckpt",
         r"logs/checkpoints/model.pt",
         r"logs/tensorboard/tutorial/version_0/config.yaml",
         r"logs/tensorboard/tutorial/version_0/events.*",  # of training
@@ -158,7 +158,7 @@ def test_the_best_checkpoint_by_validation_loss_is_tested_and_exported(tmp_path)
     checkpoint = torch.load(tmp_path / "logs/checkpoints/epoch=0-step=16.ckpt", weights_only=False)
     exported = weights(tmp_path / "logs/checkpoints")
     assert all(torch.equal(checkpoint["state_dict"][f"network.{name}"], exported[name]) for name in exported)
-    assert (tmp_path / "logs/checkpoints/last.ckpt").exists()
+    assert (tmp_path / "logs/checkpoints/finished.ckpt").exists()
 
 
 def test_a_scheduler_steps_every_step_where_asked(tmp_path):
