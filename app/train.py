@@ -162,6 +162,8 @@ TensorBoard logs  {log_dir}, which this command shows:
 if __name__ == "__main__":
     try:
         main()
+    except KeyboardInterrupt:  # before there is anything to save
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         report_failure(f"{type(error).__name__}: {error}")
         raise

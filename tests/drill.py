@@ -165,22 +165,22 @@ def uninterrupted(folder: Path, setup: str, network: str) -> tuple[dict[str, Any
     return run.result(), run.step_file.stat().st_mtime - run.first_step_file.stat().st_mtime
 
 
-def interrupt(run: Run, kind: str, seconds: float, numbers: random.Random) -> None:
-    """Does to a run what it does not do to itself."""
+def interrupt(run: Run, kind: str, seconds: float, numbers: random.Random) -> int:
+    """Does to a run what it does not do to itself; the step that it had done before."""
     run.wait_for_first_step()
     if kind.startswith("kill -9 in"):
-        return
+        return 0
     time.sleep(numbers.uniform(0, seconds))
-    if not (ranks := run.ranks()):
-        return
+    ranks, step = run.ranks(), int(run.step_file.read_text() or 0)
     if "SIGTERM" in kind and run.hosts:
         ranks = [psutil.Process(process.pid) for process in run.processes if process.poll() is None]  # entrypoints
-    chosen = [numbers.choice(ranks)] if "one" in kind.split()[-2:] or kind.endswith("one") else ranks
+    chosen = [numbers.choice(ranks)] if ranks and "one" in kind.split()[-2:] else ranks
     for process in chosen:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL if "kill" in kind else signal.SIGTERM)
         if "after the other" in kind:
             time.sleep(numbers.uniform(0.1, 1.5))
+    return step
 
 
 def have(accident: Accident, folder: Path, numbers: random.Random) -> None:
@@ -196,13 +196,13 @@ def have(accident: Accident, folder: Path, numbers: random.Random) -> None:
             rank = numbers.randrange(NUM_RANKS[accident.setup])
             values = {"hook": hook, "step": min(step, expected["global_step"] - last_step), "rank": rank}
             options = [f"--trainer.callbacks.{key}={value}" for key, value in values.items()]
-        for attempt in range(numbers.choice((1, 1, 1, 2))):
+        for _ in range(numbers.choice((1, 1, 1, 2))):
             run = Run(path, accident.setup, accident.network, *options)
             try:
-                interrupt(run, accident.kind, seconds, numbers)
-                if run.wait():
-                    assert attempt, f"not interrupted: {run.log}"
-                    return have(accident, folder, numbers)  # the second accident came too late
+                step = interrupt(run, accident.kind, seconds, numbers)
+                if run.wait() or (run.checkpoint_dir / "finished.ckpt").exists():
+                    assert step == expected["global_step"], f"not interrupted at step {step}: {run.log}"
+                    return have(accident, folder, numbers)  # the accident came too late
             finally:
                 run.kill()
             reached = int(run.step_file.read_text()) if run.step_file.exists() else 0
