@@ -504,7 +504,8 @@ billable seconds  {seconds * num_instances} ({seconds} on each of {num_instances
         reason = job.get("FailureReason") or job["SecondaryStatus"]
         raise RuntimeError(f"job {job_name} ended as {status}: {' '.join(reason.split())}")
     model = job["ModelArtifacts"]["S3ModelArtifacts"]
-    print(f"model             {model}\ncheckpoints       {model.replace('model.tar', 'output.tar')}")
+    checkpoints = options.checkpoint_path or model.replace("model.tar", "output.tar")
+    print(f"model             {model}\ncheckpoints       {checkpoints}")
 
 
 def train_locally(estimator: Any, inputs: dict[str, str], checkpoint_path: str | None) -> None:
@@ -583,7 +584,8 @@ def train_locally(estimator: Any, inputs: dict[str, str], checkpoint_path: str |
     local_session._SageMakerContainer = Containers
     estimator.fit(inputs, wait=False)
     model = estimator.model_data.removeprefix("file://")
-    print(f"\nmodel   {model}\noutput  {model.replace('model.tar', 'output.tar')} (checkpoints, TensorBoard logs)")
+    output = checkpoint_path or model.replace("model.tar", "output.tar")
+    print(f"\nmodel   {model}\noutput  {output} (checkpoints, TensorBoard logs)")
 
 
 if __name__ == "__main__":

@@ -126,9 +126,10 @@ def time_trainer(
     with tempfile.TemporaryDirectory() as folder:
         logger = S3TensorBoardLogger(save_dir or folder, flush_secs=flush_secs)
         logger.check()
-        parts = {"logger": logger, "callbacks": Metrics(print_epochs=False)}
+        callbacks = [Metrics(print_epochs=False), Checkpoints(folder)]
+        parts = {"logger": logger, "callbacks": callbacks, "plugins": [CheckpointFiles()]}
         limits = {"max_epochs": 1, "limit_train_batches": SKIPPED + num_steps, "limit_val_batches": 0}
-        quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False}
         Trainer(accelerator="cpu", devices=1, deterministic="warn", **parts, **limits, **quiet).fit(model, module)
         logger.finish()
     torch.use_deterministic_algorithms(False)  # which Trainer turned on for the whole process

@@ -22,15 +22,11 @@ RUN = (*TINY, *SYNTHETIC, "--checkpoint.every_n_train_steps=5", "--trainer.log_e
 DRILL = ("--trainer.callbacks=tiny.Drill", "--trainer.callbacks.file=step")
 
 
-def killed(
-    *options: str, cwd: Path, step: int = 23, hook: str = "on_train_batch_end", code: int = -signal.SIGKILL
-) -> str:
+def killed(*options: str, step: int = 23, hook: str = "on_train_batch_end", code: int = -9, **kwargs) -> str:
     """What a run prints that gets SIGKILL, or another signal, at a step; an epoch has 16."""
-    where = (f"--trainer.callbacks.step={step}", f"--trainer.callbacks.hook={hook}")
-    signum = -code if code < 0 else code - 128
-    return run_train_warm(
-        *RUN, *options, *DRILL, *where, f"--trainer.callbacks.signum={signum}", cwd=cwd, code=code
-    ).stderr
+    values = {"step": step, "hook": hook, "signum": -code if code < 0 else code - 128}
+    accident = [f"--trainer.callbacks.{key}={value}" for key, value in values.items()]
+    return run_train_warm(*RUN, *options, *DRILL, *accident, code=code, **kwargs).stderr
 
 
 def ends(folder: Path) -> dict[str, object]:
@@ -156,6 +152,14 @@ def test_ckpt_path_none_starts_anew_and_a_finished_run_is_not_gone_on_with(unint
     assert (uninterrupted / "logs/checkpoints/model.pt").read_bytes() == (
         tmp_path / "logs/checkpoints/model.pt"
     ).read_bytes()
+
+
+def test_a_job_that_sagemaker_restarts_goes_on_even_if_it_was_told_to_start_anew(uninterrupted, tmp_path):
+    job = {"env": ENVIRONMENT | {"TRAINING_JOB_NAME": "job-1"}}
+    killed("--ckpt_path=none", cwd=tmp_path, **job)
+    stdout = run_train_warm(*RUN, "--ckpt_path=none", cwd=tmp_path, **job).stdout
+    assert "going on from logs/checkpoints/last.ckpt, step 20 in epoch 1" in stdout
+    assert_same_end(uninterrupted, tmp_path)
 
 
 def test_checkpoints_with_times_from_a_clock_that_jumped_are_used_in_their_order(uninterrupted, tmp_path):

@@ -229,6 +229,7 @@ def test_a_job_on_spot_instances_ends_with_what_it_saved(account):
     stdout, stderr = launch(*options, environment=account.environment)
     assert stderr == ""
     assert "\nsaved by spot     70% of 300 seconds of training\n" in stdout
+    assert stdout.endswith(f"\ncheckpoints       s3://{BUCKET}/checkpoints/mine\n")
 
 
 def test_cloudwatch_finds_every_metric_in_the_lines_that_training_prints(full_request):

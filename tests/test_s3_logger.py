@@ -69,15 +69,19 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen, timeo
         time.sleep(0.1)
 
 
-def test_the_log_of_a_killed_run_is_complete_though_s3_had_little_of_it(aws, tmp_path, environment):
+@pytest.mark.parametrize("signum, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_the_log_of_an_interrupted_run_is_complete_though_s3_may_have_little_of_it(
+    aws, tmp_path, environment, signum, code
+):
     options = (*TO_S3, "--trainer.log_every_n_steps=3", "--checkpoint.every_n_train_steps=5", "--logger.flush_secs=100")
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     run_train_warm(*options, "--logger.name=a", cwd=tmp_path / "a", env=environment)
     options = (*options, "--logger.name=b")
     drill = ("--trainer.callbacks=tiny.Drill", "--trainer.callbacks.file=step", "--trainer.callbacks.step=23")
-    drill += ("--trainer.callbacks.hook=on_train_batch_end",)
-    run_train_warm(*options, *drill, cwd=tmp_path / "b", env=environment, code=-signal.SIGKILL)
+    drill += ("--trainer.callbacks.hook=on_train_batch_end", f"--trainer.callbacks.signum={signum.value}")
+    stderr = run_train_warm(*options, *drill, cwd=tmp_path / "b", env=environment, code=code).stderr
+    assert "Traceback" not in stderr
     assert "going on from" in run_train_warm(*options, cwd=tmp_path / "b", env=environment).stdout
     a, b = (logged(aws, tmp_path / "log", f"{name}/version_0") for name in ("a", "b"))
     for series in (a, b):
