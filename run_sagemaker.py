@@ -66,17 +66,9 @@ OPTIONS = {
     "tags": (list, [], "Tags of the job, as for its costs."),
     "job_name": (str | None, None, "Name of the job, if not that of the image with the time."),
     "max_run": (int, DAY, "Seconds after which SageMaker stops the job, up to 28 days."),
-    "checkpoint_path": (
-        str | None,
-        None,
-        "Folder, in the cloud s3://…, for checkpoints, where the next job goes on.",
-    ),
+    "checkpoint_path": (str | None, None, "Folder, in the cloud s3://…, for checkpoints, where the next job goes on."),
     "spot_instances": (bool, False, "Use spare instances at a third of the price, which AWS may take back any time."),
-    "max_wait": (
-        int | None,
-        None,
-        "Seconds for waiting and training on spot instances; max_run if not said.",
-    ),
+    "max_wait": (int | None, None, "Seconds for waiting and training on spot instances; max_run if not said."),
     "max_retry": (int | None, None, "How often SageMaker repeats a job after an error of its own, from 1 to 30."),
     "volume_size": (int, 30, "GB of storage of each instance; those with NVMe drives use these instead."),
     "keep_alive_period_in_seconds": (int, 0, "How long the instances are kept, and paid, for a next job."),
@@ -89,7 +81,7 @@ OPTIONS = {
     "wait": (bool, True, "Show the log until the job ends; --wait=false returns at once."),
     "dry_run": (bool, False, "Check and print all that would be started, and end. Needs no AWS account."),
 }
-# Those have other names there.
+# Those that have other names there.
 ESTIMATOR_NAMES = {
     "checkpoint_path": "checkpoint_s3_uri",
     "spot_instances": "use_spot_instances",
@@ -422,16 +414,13 @@ def make_estimator(options: Namespace, is_local: bool, container_root: str) -> A
     if is_local:
         session.config = {"local": {"local_code": True, "container_root": container_root}}
     known = {name for base in PyTorch.__mro__ for name in signature(base.__init__).parameters}
+    ours = {ESTIMATOR_NAMES.get(name, name): name for name in OPTIONS}
     for name in options.estimator:
-        options_here = {name: name for name in OPTIONS} | {ours: option for option, ours in ESTIMATOR_NAMES.items()}
-        if name in options_here or name not in known:
-            hint = f"use --{options_here[name]}" if name in options_here else "the Estimator has no such argument"
+        if name in ours or name not in known:
+            hint = f"use --{ours[name]}" if name in ours else "the Estimator has no such argument"
             raise ValueError(f"--estimator {name}: {hint}")
-    arguments = {
-        ESTIMATOR_NAMES.get(name, name): options[name]
-        for name in OPTIONS
-        if options[name] and name not in NOT_OF_ESTIMATOR and not (is_local and name == "checkpoint_path")
-    }
+    skipped = (*NOT_OF_ESTIMATOR, *(["checkpoint_path"] if is_local else []))
+    arguments = {name: options[our] for name, our in ours.items() if options[our] and our not in skipped}
     arguments |= {
         "entry_point": "train.py",
         "source_dir": str(APP_DIR),
