@@ -171,7 +171,7 @@ def interrupt(run: Run, kind: str, seconds: float, numbers: random.Random) -> in
     if kind.startswith("kill -9 in"):
         return 0
     time.sleep(numbers.uniform(0, seconds))
-    ranks, step = run.ranks(), int(run.step_file.read_text() or 0)
+    ranks, step = run.ranks(), int(run.step_file.read_text())
     if "SIGTERM" in kind and run.hosts:
         ranks = [psutil.Process(process.pid) for process in run.processes if process.poll() is None]  # entrypoints
     chosen = [numbers.choice(ranks)] if ranks and "one" in kind.split()[-2:] else ranks

@@ -98,7 +98,8 @@ class Drill(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx) -> None:
         time.sleep(self.seconds)
         if trainer.is_global_zero:
-            Path(self.file).write_text(str(trainer.global_step))
+            Path(f"{self.file}.new").write_text(str(trainer.global_step))
+            os.replace(f"{self.file}.new", self.file)
             if not Path(f"{self.file}.first").exists():
                 Path(f"{self.file}.first").touch()
         self.happen("on_train_batch_end", trainer)
