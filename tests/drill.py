@@ -6,6 +6,7 @@ The exit code is 1 if a run did not go on, hung, lost more steps than lie betwee
 """
 
 import contextlib
+import logging
 import os
 import random
 import re
@@ -243,6 +244,7 @@ def main() -> None:
     num_accidents, seed = [*map(int, sys.argv[1:]), *(20, 0)[len(sys.argv) - 1 :]]
     numbers = random.Random(seed)
     accidents = plan(num_accidents, numbers)
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # what it purges is what is to be seen
     start = time.time()
     with tempfile.TemporaryDirectory() as folder:
         for number, accident in enumerate(accidents, 1):
