@@ -314,6 +314,12 @@ def job_of(directory: Path) -> str | None:
 def adapt(checkpoint: dict[str, Any], path: Path, run: dict[str, Any]) -> None:
     """Says from where the run goes on, and makes the checkpoint fit another number of processes or, if asked, batch."""
     old = checkpoint["run"]
+    num_epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if num_epochs > run["max_epochs"] >= 0:
+        raise ValueError(
+            f"{path} has done {num_epochs} epochs, more than --trainer.max_epochs={run['max_epochs']}: raise that, or "
+            "start anew with --ckpt_path=none"
+        )
     if old["global_batch_size"] != run["global_batch_size"]:
         if not run["accept_global_batch"]:
             raise ValueError(
@@ -351,6 +357,7 @@ def describe(config: Any, world_size: int) -> dict[str, Any]:
         "options": options,
         "global_batch_size": batch_size * world_size,
         "world_size": world_size,
+        "max_epochs": -1 if config.trainer.max_epochs is None else config.trainer.max_epochs,
         "accept_global_batch": config.accept_global_batch,
         "log": (save_dir, config.logger.name),
         "job": os.environ.get("TRAINING_JOB_NAME"),

@@ -101,7 +101,7 @@ def prepare(cli: CLI) -> None:
     environment = getattr(cli.trainer.strategy, "cluster_environment", None)
     checkpoints = cli.trainer.checkpoint_callback
     rank = environment.node_rank() or cli.trainer.local_rank if environment else 0  # Lightning's is not known yet
-    if isinstance(checkpoints, Checkpoints) and not rank:
+    if isinstance(checkpoints, Checkpoints) and not rank and not cli.trainer.fast_dev_run:
         checkpoints.run = describe(config, cli.trainer.num_nodes * cli.trainer.num_devices)
         directory = Path(config.checkpoint.dirpath) if config.checkpoint.dirpath else None
         checkpoints.resumed = find_checkpoint(directory, config.ckpt_path, cli.model, checkpoints.run)
@@ -153,7 +153,7 @@ TensorBoard logs  {log_dir}, which this command shows:
     if trainer.is_global_zero and isinstance(trainer.checkpoint_callback, Checkpoints):
         if error := trainer.strategy.checkpoint_io.error:
             exit_with(OSError(f"the last checkpoint could not be written: {error}"), 1)
-        if "SM_HOSTS" not in os.environ:  # SageMaker may repeat a job that has not ended for it
+        if "SM_HOSTS" not in os.environ and not trainer.fast_dev_run:  # SageMaker may repeat a job
             finish(Path(trainer.checkpoint_callback.dirpath))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

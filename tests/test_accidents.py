@@ -178,6 +178,21 @@ def test_with_another_number_of_processes_and_the_same_batch_no_sample_is_lost_o
     assert samples(tmp_path, "train", 1) == list(range(500))
 
 
+def test_fewer_epochs_than_an_interrupted_run_has_done_are_refused(tmp_path):
+    killed(cwd=tmp_path)
+    run_train_warm(*RUN, "--trainer.max_epochs=3", cwd=tmp_path)
+    (tmp_path / "logs/checkpoints/finished.ckpt").rename(tmp_path / "logs/checkpoints/last.ckpt")
+    line = run_train_warm(*RUN, "--trainer.max_epochs=1", cwd=tmp_path, code=2).stderr
+    assert line.startswith("train.py: error: logs/checkpoints/last.ckpt has done 3 epochs, more than --trainer.max_ep")
+
+
+def test_a_fast_dev_run_leaves_an_interrupted_run_alone(uninterrupted, tmp_path):
+    killed(cwd=tmp_path)
+    assert "going on" not in run_train_warm(*RUN, "--trainer.fast_dev_run=true", cwd=tmp_path).stdout
+    assert "last.ckpt, step 20 in epoch 1" in run_train_warm(*RUN, cwd=tmp_path).stdout
+    assert_same_end(uninterrupted, tmp_path)
+
+
 def test_another_global_batch_is_refused_unless_accepted(tmp_path):
     killed(cwd=tmp_path)
     line = run_train_warm(*RUN, "--data.batch_size=16", cwd=tmp_path, code=2).stderr
