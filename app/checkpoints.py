@@ -335,8 +335,8 @@ def adapt(checkpoint: dict[str, Any], path: Path, run: dict[str, Any]) -> None:
         for state in loops["state_dict"].get("combined_loader", []):
             state["batch"] = num_batches
     remark = ""
-    if len(old["random_states"]) != run["world_size"]:
-        remark = f", with {run['world_size']} processes instead of {len(old['random_states'])}, so not bit for bit"
+    if old["world_size"] != run["world_size"]:
+        remark = f", with {run['world_size']} processes instead of {old['world_size']}, so not bit for bit"
     step, epoch = checkpoint["global_step"], checkpoint["epoch"]
     print(f"going on from {path}, step {step} in epoch {epoch}{remark}", flush=True)
 
