@@ -156,7 +156,7 @@ def time_loop(network: nn.Module, module: CIFAR10DataModule, num_steps: int) -> 
 def compare_logs(network: nn.Module, module: CIFAR10DataModule, num_steps: int) -> float:
     """How fast steps are with the log in S3, which gets it every second, compared with a log in a folder."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen([sys.executable, "-c", S3], cwd=Path(__file__).parent, **pipes) as server:
+    with subprocess.Popen([sys.executable, "-c", S3], cwd=Path(__file__).with_name("support"), **pipes) as server:
         url, bucket = server.stdout.readline().split()
         os.environ.update(AWS_ENDPOINT_URL=url, AWS_ACCESS_KEY_ID="me", AWS_SECRET_ACCESS_KEY="mine")
         folders = "", f"s3://{bucket}/tensorboard"

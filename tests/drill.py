@@ -24,7 +24,11 @@ from typing import Any
 
 import psutil
 import torch
-from conftest import ENVIRONMENT, ROOT, SYNTHETIC
+
+sys.path.insert(0, str(Path(__file__).with_name("support")))
+
+from programs import ENVIRONMENT, ROOT, SYNTHETIC
+from results import as_bytes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toolkit import Host, free_port
 
@@ -136,14 +140,6 @@ class Run:
         result = {name: as_bytes(checkpoint[name]) for name in names}
         result["log folders"] = [log_dir.name for log_dir in log_dirs]
         return result | {"model.pt": (model_dir / "model.pt").read_bytes(), "TensorBoard": series}
-
-
-def as_bytes(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.numpy().tobytes()
-    if isinstance(value, dict):
-        return {key: as_bytes(item) for key, item in value.items()}
-    return [as_bytes(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass

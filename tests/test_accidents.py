@@ -14,9 +14,8 @@ from pathlib import Path
 import drill
 import pytest
 import torch
-from conftest import ENVIRONMENT, ROOT, SYNTHETIC, TINY, epoch_lines, run_train, run_train_warm
-from test_sagemaker import children
-from test_train import samples, scalars
+from programs import ENVIRONMENT, ROOT, SYNTHETIC, TINY, children, run_train, run_train_warm
+from results import as_bytes, epoch_lines, samples, scalars
 
 RUN = (*TINY, *SYNTHETIC, "--checkpoint.every_n_train_steps=5", "--trainer.log_every_n_steps=3")
 DRILL = ("--trainer.callbacks=tiny.Drill", "--trainer.callbacks.file=step")
@@ -37,7 +36,7 @@ def ends(folder: Path) -> dict[str, object]:
     series = scalars(log_dir)
     series["images_per_second"] = [step for step, _ in series["images_per_second"]]
     model = (folder / "logs/checkpoints/model.pt").read_bytes()
-    return {name: drill.as_bytes(checkpoint[name]) for name in names} | {"model": model, "series": series}
+    return {name: as_bytes(checkpoint[name]) for name in names} | {"model": model, "series": series}
 
 
 def assert_same_end(one: Path, other: Path) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ENVIRONMENT, SYNTHETIC, TINY, cifar10_files, run_train, run_train_warm, write_archive
+from archives import cifar10_files, write_archive
+from programs import ENVIRONMENT, SYNTHETIC, TINY, run_train, run_train_warm
 
 NO_SERVER = "--data.url=http://127.0.0.1:9/cifar-10-python.tar.gz"
 

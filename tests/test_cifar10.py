@@ -7,8 +7,8 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from archives import cifar10_files, write_archive
 from cifar10 import MEAN, STD, CIFAR10DataModule, IndexLoader, SyntheticCIFAR10DataModule
-from conftest import cifar10_files, write_archive
 
 
 def small(**kwargs) -> SyntheticCIFAR10DataModule:

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from archives import cifar10_files, write_archive
 from aws import ACCOUNT, AWS, BUCKET, NO_AWS, REGION, ROLE, Endpoint
 from botocore.session import get_session
 from botocore.validate import ParamValidator
-from conftest import ROOT, cifar10_files, write_archive
+from programs import ROOT
 
 IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/sagemaker-tutorial:1"
 OPTIONS = (

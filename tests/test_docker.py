@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from archives import cifar10_files, write_archive
 from aws import BUCKET, ROLE, Endpoint
-from conftest import ENVIRONMENT, ROOT, cifar10_files, write_archive
-from drill import as_bytes
-from test_train import scalars
+from programs import ENVIRONMENT, ROOT
+from results import as_bytes, scalars
 
 pytestmark = pytest.mark.docker
 
@@ -42,7 +42,7 @@ def image() -> None:
 def project(tmp_path: Path) -> Path:
     """A copy of the project, with a small archive in .cache and the tests' network, owned by a person."""
     shutil.copytree(ROOT / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("run_sagemaker.py", "tests/tiny.py"):
+    for file in ("run_sagemaker.py", "tests/support/tiny.py"):
         shutil.copy(ROOT / file, tmp_path / ("app" if "tests" in file else "."))
     (tmp_path / ".cache").mkdir()
     write_archive(tmp_path / ".cache", cifar10_files())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ENVIRONMENT, ROOT, run_train
+from programs import ENVIRONMENT, ROOT, run_train
 
 README = (ROOT / "README.md").read_text()
 

@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import bcrypt
 import pytest
-from conftest import ROOT
+from programs import ROOT
 from toolkit import free_port
 
 REGISTRY = shutil.which("docker-registry")

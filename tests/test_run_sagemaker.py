@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ENVIRONMENT, ROOT
+from programs import ENVIRONMENT, ROOT
 from toolkit import Host, free_port
 
 CPU = ("trainer.accelerator=cpu", "trainer.devices=1")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from aws import AWS, BUCKET, Endpoint
-from conftest import ROOT, SYNTHETIC, TINY, epoch_lines, run_train, run_train_warm
+from programs import ROOT, SYNTHETIC, TINY, run_train, run_train_warm
+from results import epoch_lines, scalars
 from s3_logger import LAST_SECONDS
 from sagemaker_env import sagemaker_args
-from test_train import scalars
 from toolkit import Host, free_port
 
 URL = f"s3://{BUCKET}/tb"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 import yaml
-from conftest import ENVIRONMENT, ROOT, SYNTHETIC, TINY, epoch_lines, run_train, run_train_warm
+from programs import ENVIRONMENT, ROOT, SYNTHETIC, TINY, children, run_train, run_train_warm
+from results import epoch_lines
 from toolkit import Host, free_port
 
 ENDLESS = {"trainer.max_epochs": "100000"}
@@ -117,16 +118,6 @@ def test_a_process_that_dies_takes_its_host_and_the_others_down_within_seconds(j
     (main,) = children(hosts[1].process.pid, "train.py --")[:1]
     os.kill(children(main, "train.py")[0], signal.SIGKILL)
     assert [host.wait(timeout=20) for host in hosts] == [1, 1]
-
-
-def children(pid: int, command: str) -> list[int]:
-    """Descendants of a process whose command line contains `command`, ancestors first."""
-    found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        if command in Path(f"/proc/{child}/cmdline").read_text().replace("\0", " "):
-            found.append(int(child))
-        found += children(int(child), command)
-    return found
 
 
 def test_a_host_that_never_comes_up_ends_in_a_clear_error(job):

@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from aws import ACCOUNT, BUCKET, REGION
-from conftest import ROOT
+from programs import ROOT
 
 AWS_CLI = Path(sys.executable).parents[1] / "aws/bin"
 NAME = "cifar-10-python.tar.gz"

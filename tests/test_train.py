@@ -17,7 +17,8 @@ import torch
 import torchvision
 import yaml
 from cifar10 import SyntheticCIFAR10DataModule
-from conftest import ENVIRONMENT, ROOT, SYNTHETIC, TINY, epoch_lines, run_train_warm
+from programs import ENVIRONMENT, ROOT, SYNTHETIC, TINY, run_train_warm
+from results import epoch_lines, samples, scalars
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import Tiny
 
@@ -30,11 +31,6 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 
 def assert_same_weights(one: Path, other: Path) -> None:
     assert (one / "model.pt").read_bytes() == (other / "model.pt").read_bytes()
-
-
-def scalars(log_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(log_dir)).Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 @pytest.fixture(scope="module")
@@ -203,11 +199,6 @@ def test_a_terminal_shows_a_progress_bar(tmp_path):
     assert b"it/s" in output
     assert b"epoch=" not in output
     assert b"test accuracy" in output
-
-
-def samples(directory: Path, stage: str, epoch: int) -> list[int]:
-    lines = [line.split() for path in directory.glob(f"{stage}-*") for line in path.read_text().splitlines()]
-    return sorted(int(index) for of_epoch, index in lines if int(of_epoch) == epoch)
 
 
 def test_two_processes_train_as_one_with_the_double_batch(tmp_path):

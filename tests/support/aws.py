@@ -13,11 +13,11 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import boto3
-from conftest import ENVIRONMENT, ROOT
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from moto.sagemaker.models import FakeTrainingJob, sagemaker_backends
 from moto.sagemaker.responses import SageMakerResponse
 from moto.server import ThreadedMotoServer
+from programs import ENVIRONMENT, ROOT
 from toolkit import Host, free_port
 from werkzeug.serving import make_server
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ENVIRONMENT, ROOT
+from programs import ENVIRONMENT, ROOT
 
 
 class Host:

@@ -1,0 +1,31 @@
+"""A small archive in CIFAR-10's format."""
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+
+
+def cifar10_files(num_images: int = 20) -> dict[str, object]:
+    """The contents of CIFAR-10's files, with `num_images` random images each."""
+    numbers = np.random.default_rng(0)
+    files: dict[str, object] = {"batches.meta": {b"num_cases_per_batch": num_images, b"num_vis": 3072}}
+    for name in BATCHES:
+        data = numbers.integers(0, 256, (num_images, 3072), dtype=np.uint8)
+        files[name] = {b"data": data, b"labels": numbers.integers(0, 10, num_images).tolist()}
+    return files
+
+
+def write_archive(directory: Path, files: dict[str, object]) -> Path:
+    archive = directory / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, content in files.items():
+            data = pickle.dumps(content, protocol=2)
+            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return archive

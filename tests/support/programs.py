@@ -1,0 +1,85 @@
+"""app/train.py as a process: cold, as a person runs it, or warm, in the fork of one that has the imports done."""
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+# One thread per process: pytest runs two tests at a time, and threads that outnumber the cores wait for each other.
+torch.set_num_threads(1)
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests/support")}
+ENVIRONMENT = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("SM_")}
+
+TINY = ("--model=tiny.Tiny", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_epochs=2")
+SYNTHETIC = (
+    "--data=SyntheticCIFAR10DataModule",
+    "--data.num_train_images=601",
+    "--data.num_test_images=101",
+    "--data.val_split=101",
+)
+
+
+def run_train(*options: str, cwd: Path, code: int = 0, **kwargs) -> subprocess.CompletedProcess:
+    """Runs `python app/train.py` with these options in `cwd`, and checks its exit code."""
+    kwargs = {"env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 240} | kwargs
+    result = subprocess.run([sys.executable, str(ROOT / "app/train.py"), *options], cwd=cwd, **kwargs)
+    assert result.returncode == code, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+# A process that has imported what train.py does, which takes 5 seconds, and whose forks can run it at once.
+warm = multiprocessing.get_context("forkserver")
+warm.set_forkserver_preload(["cli"])
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    str(ROOT / folder) for folder in ("app", "tests/support")
+)  # where it finds this
+
+
+def run_train_warm(*options: str, cwd: Path, code: int = 0, env: dict[str, str] = ENVIRONMENT) -> SimpleNamespace:
+    """Like run_train, in a process that begins with the imports done. Not for several processes that train together."""
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        process = warm.Process(
+            target=become_train, args=(options, cwd, env, *map(DupFd, (stdout.fileno(), stderr.fileno())))
+        )
+        process.start()
+        process.join(240)
+        process.kill()
+        stdout.seek(0)
+        stderr.seek(0)
+        result = SimpleNamespace(stdout=stdout.read(), stderr=stderr.read(), returncode=process.exitcode)
+    assert result.returncode == code, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+def become_train(options: tuple[str, ...], cwd: Path, env: dict[str, str], stdout, stderr) -> None:
+    os.dup2(stdout.detach(), 1)
+    os.dup2(stderr.detach(), 2)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = [str(ROOT / "app/train.py"), *options]
+    tempfile.tempdir = None  # TMPDIR may be another one now
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out
+
+
+def children(pid: int, command: str) -> list[int]:
+    """Descendants of a process whose command line contains `command`, ancestors first."""
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        if command in Path(f"/proc/{child}/cmdline").read_text().replace("\0", " "):
+            found.append(int(child))
+        found += children(int(child), command)
+    return found

@@ -1,0 +1,32 @@
+"""What a run has printed and left behind."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def epoch_lines(stdout: str) -> list[dict[str, float]]:
+    """The metrics of each line that begins with `epoch=`."""
+    lines = [line for line in stdout.splitlines() if line.startswith("epoch=")]
+    return [{key: float(value) for key, value in re.findall(r"(\w+)=(\S+)", line)} for line in lines]
+
+
+def scalars(log_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(log_dir)).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def samples(directory: Path, stage: str, epoch: int) -> list[int]:
+    lines = [line.split() for path in directory.glob(f"{stage}-*") for line in path.read_text().splitlines()]
+    return sorted(int(index) for of_epoch, index in lines if int(of_epoch) == epoch)
+
+
+def as_bytes(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: as_bytes(item) for key, item in value.items()}
+    return [as_bytes(item) for item in value] if isinstance(value, list | tuple) else value
