@@ -8,15 +8,14 @@ import pickle
 import sys
 import tarfile
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from files import check_writable, write_atomically
 from pytorch_lightning import LightningDataModule
+from runtime.files import check_writable, write_atomically
+from runtime.index_loader import IndexLoader
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 from tqdm import tqdm
@@ -41,47 +40,6 @@ def check_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if value < least:
             raise ValueError(f"{name}={value} is out of range: it must be at least {least}")
-
-
-class IndexLoader:
-    """Yields this rank's sample indices, batch by batch, as int64 tensors.
-
-    The global batches of an epoch do not depend on the number of ranks, and each rank takes its part of every one.
-    With a seed, the samples come in a new order every epoch, and up to 2 * world_size - 1 of them are left out of it,
-    so that all ranks have equal batches of at least two, as BatchNorm needs. Without, the ranks share all samples.
-    Lightning keeps its state in checkpoints, so that an interrupted epoch goes on with the batch that was next.
-    """
-
-    def __init__(self, num_samples: int, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1):
-        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
-        self.rank, self.world_size, self.epoch = rank, world_size, 0
-        self.batch_sampler = SimpleNamespace(sampler=self)  # where Lightning looks for set_epoch
-        self._batch, self._resumed = 0, {"epoch": -1}
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        num_full, num_left = divmod(self.num_samples, self.batch_size * self.world_size)
-        least = 1 if self.seed is None else self.world_size * min(2, self.batch_size)
-        return num_full + (num_left >= least)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        order = torch.arange(self.num_samples)
-        if self.seed is not None:
-            order = torch.randperm(self.num_samples, generator=generator(self.seed, ORDER, self.epoch))
-            order = order[: self.num_samples // self.world_size * self.world_size]
-        batches = order.split(self.batch_size * self.world_size)[: len(self)]
-        start = self._resumed["batch"] if self._resumed["epoch"] == self.epoch else 0
-        for self._batch, batch in enumerate(batches[start:], start + 1):
-            yield batch.tensor_split(self.world_size)[self.rank]
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches have been yielded."""
-        return {"epoch": self.epoch, "batch": self._batch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._resumed, self._batch = state, state["batch"]
 
 
 class ArrayUnpickler(pickle.Unpickler):
@@ -167,6 +125,7 @@ class CIFAR10DataModule(LightningDataModule):
     """
 
     num_classes = 10
+    may_change = ("data_dir", "url", "verify", "batch_size")
     description = "CIFAR-10"
 
     def __init__(
@@ -230,7 +189,7 @@ class CIFAR10DataModule(LightningDataModule):
             framed = F.pad(self._tensors["train_images"], (PADDING,) * 4)
             self._tensors["train_images"] = torch.stack([framed, framed.flip(-1)])
 
-    prepare_data = setup
+    prepare_data = check = setup
 
     def train_dataloader(self) -> IndexLoader:
         return self._loader("train", seed=self.seed)

@@ -63,31 +63,41 @@ def can_resolve(host: str) -> bool:
         return False
 
 
-def sagemaker_args(args: list[str]) -> list[str]:
-    """Arguments of train.py, in SageMaker with options for the job's hosts and folders before them."""
-    if "SM_HOSTS" not in os.environ:
-        return args
+def in_sagemaker() -> bool:
+    """Whether this is a container of a SageMaker job."""
+    return "SM_HOSTS" in os.environ
+
+
+def job_name() -> str | None:
+    """The name of the SageMaker job, which a restart of it has too."""
+    return os.environ.get("TRAINING_JOB_NAME")
+
+
+def sagemaker_defaults() -> dict[str, str | int]:
+    """Options of train.py for the job's hosts and folders, in SageMaker; none elsewhere."""
+    if not in_sagemaker():
+        return {}
     output_dir = os.environ["SM_OUTPUT_DATA_DIR"]
     # It is there if the job has a checkpoint path, and survives the instances, as the output does not.
     checkpoint_dir = Path(os.environ["SM_MODEL_DIR"]).with_name("checkpoints")
-    survives = checkpoint_dir.is_dir()
     options = {
-        "checkpoint.dirpath": checkpoint_dir if survives else f"{output_dir}/checkpoints",
-        "logger.save_dir": f"{checkpoint_dir if survives else output_dir}/tensorboard",
+        "checkpoint.dirpath": str(checkpoint_dir) if checkpoint_dir.is_dir() else f"{output_dir}/checkpoints",
+        "logger.save_dir": f"{output_dir}/tensorboard",
         "model_dir": os.environ["SM_MODEL_DIR"],
         "trainer.enable_progress_bar": "false",
         "trainer.num_nodes": len(json.loads(os.environ["SM_HOSTS"])),
     }
     if "SM_CHANNEL_TRAINING" in os.environ:
         options["data.data_dir"] = os.environ["SM_CHANNEL_TRAINING"]
+    return options
+
+
+def join_values(args: list[str]) -> list[str]:
+    """`--name=value` for each `--name value` of SageMaker's toolkit, as a value like -1e-3 looks like an option."""
     names = args[::2]
-    if len(args) % 2 == 0 and all(name.startswith("--") and "=" not in name for name in names):
-        # The toolkit separates names and values, so that a value like -1e-3 would be taken for an option.
-        args = [f"{name}={value}" for name, value in zip(names, args[1::2], strict=True)]
-    if any(arg.startswith("--logger.save_dir=s3://") for arg in args) and "TRAINING_JOB_NAME" in os.environ:
-        options["logger.version"] = os.environ["TRAINING_JOB_NAME"]  # a restart has the same, and goes on there
-    args = [*(f"--{name}={value}" for name, value in options.items()), *args]
-    return sorted(args, key=lambda arg: not arg.startswith("--config="))  # YAML files yield to the folders
+    if in_sagemaker() and len(args) % 2 == 0 and all(name.startswith("--") and "=" not in name for name in names):
+        return [f"{name}={value}" for name, value in zip(names, args[1::2], strict=True)]
+    return args
 
 
 def report_failure(reason: str) -> None:

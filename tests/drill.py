@@ -28,7 +28,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).with_name("support")))
 
 from programs import ENVIRONMENT, ROOT, SYNTHETIC
-from results import as_bytes
+from results import as_bytes, last_checkpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toolkit import Host, free_port
 
@@ -36,6 +36,7 @@ TIMEOUT = 150  # seconds, after which a run counts as hung
 INTERVAL = 4  # steps between two checkpoints
 COMMON = (*SYNTHETIC, "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=3", "--lr_scheduler=OneCycleLR")
 COMMON += ("--lr_scheduler.max_lr=0.01", "--lr_scheduler_interval=step", f"--checkpoint.every_n_train_steps={INTERVAL}")
+COMMON += ("--trainer.strategy=ddp_exact",)
 NETWORKS = {  # images per step, seconds that a batch takes longer, and options
     "tiny": (40, 0.03, ("--model=tiny.Tiny", "--trainer.max_epochs=3", "--lr_scheduler.total_steps=39")),
     "ResNet-18": (32, 0.0, ("--data.num_train_images=261", "--trainer.max_epochs=2", "--lr_scheduler.total_steps=10")),
@@ -85,7 +86,7 @@ class Run:
             self.hosts.append(host)
         self.processes = [host.process for host in self.hosts]
         self.checkpoint_dir = self.hosts[0].base_dir / "checkpoints"
-        self.log_dir, self.log_path = self.checkpoint_dir / "tensorboard", self.hosts[0].log_path
+        self.log_dir, self.log_path = self.hosts[0].output_dir / "data/tensorboard", self.hosts[0].log_path
 
     @property
     def log(self) -> str:
@@ -129,8 +130,7 @@ class Run:
 
     def result(self) -> dict[str, Any]:
         """All that must be the same, tensors as bytes."""
-        path = self.checkpoint_dir / ("last.ckpt" if self.hosts else "finished.ckpt")
-        checkpoint = torch.load(path, weights_only=False)
+        checkpoint = torch.load(last_checkpoint(self.checkpoint_dir), weights_only=False)
         names = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "epoch", "global_step")
         model_dir = self.hosts[0].model_dir if self.hosts else self.checkpoint_dir
         log_dirs = sorted((self.log_dir / "tutorial").iterdir())
@@ -197,7 +197,7 @@ def have(accident: Accident, folder: Path, numbers: random.Random) -> None:
             run = Run(path, accident.setup, accident.network, *options)
             try:
                 step = interrupt(run, accident.kind, seconds, numbers)
-                if run.wait() or (run.checkpoint_dir / "finished.ckpt").exists():
+                if run.wait() or list(run.checkpoint_dir.glob("*.ended")):
                     assert step == expected["global_step"], f"not interrupted at step {step}: {run.log}"
                     return have(accident, folder, numbers)  # the accident came too late
             finally:
@@ -211,6 +211,8 @@ def have(accident: Accident, folder: Path, numbers: random.Random) -> None:
             found = re.search(r"going on from .* step (\d+)", run.log)
             accident.num_steps_lost = reached - (int(found[1]) if found else 0)
             result = run.result() if accident.is_resumed else {}
+            if not found:  # each start before the first checkpoint makes a log folder of its own
+                result |= {"log folders": expected["log folders"]}
             accident.differences = ", ".join(name for name in expected if result.get(name) != expected[name])
         except TimeoutError as error:
             accident.differences = str(error)

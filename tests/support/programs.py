@@ -39,7 +39,7 @@ def run_train(*options: str, cwd: Path, code: int = 0, **kwargs) -> subprocess.C
 
 # A process that has imported what train.py does, which takes 5 seconds, and whose forks can run it at once.
 warm = multiprocessing.get_context("forkserver")
-warm.set_forkserver_preload(["cli"])
+warm.set_forkserver_preload(["runtime", "resnet", "cifar10"])
 os.environ["PYTHONPATH"] = os.pathsep.join(
     str(ROOT / folder) for folder in ("app", "tests/support")
 )  # where it finds this

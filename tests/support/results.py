@@ -30,3 +30,8 @@ def as_bytes(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: as_bytes(item) for key, item in value.items()}
     return [as_bytes(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def last_checkpoint(directory: Path) -> Path:
+    """The newest of the checkpoints from which a run goes on."""
+    return max(directory.glob("last-step=*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))

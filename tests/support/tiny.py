@@ -16,14 +16,14 @@ from torch import nn
 class Tiny(Classifier):
     """Trains in milliseconds, without BatchNorm, so that the loss does not depend on how a batch is divided."""
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int = 10):
         super().__init__(nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(3 * 8 * 8, num_classes)))
 
 
 class Dropout(Classifier):
     """Needs random numbers in each step."""
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int = 10):
         super().__init__(nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Dropout(0.2), nn.Linear(48, num_classes)))
 
 
@@ -88,8 +88,11 @@ class Drill(Callback):
             threading.Thread(target=self.watch, args=(trainer, directory), daemon=True).start()
 
     def watch(self, trainer: Trainer, directory: Path) -> None:
-        while trainer.global_step < self.step or not any(directory.glob(".*.partial")):
+        known = set(directory.glob("*.ckpt"))
+        while trainer.global_step < self.step or not set(directory.glob("*.ckpt")) - known:
             time.sleep(0.0005)
+            if trainer.global_step < self.step:
+                known = set(directory.glob("*.ckpt"))
         os.kill(os.getpid(), self.signum)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module, batch, batch_idx) -> None:

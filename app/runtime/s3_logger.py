@@ -15,11 +15,14 @@ from uuid import uuid4
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from files import write_atomically
 from jsonargparse.typing import PositiveInt
-from messages import warn
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
+from sagemaker_env import job_name
+
+from runtime.errors import warn
+from runtime.files import write_atomically
+from runtime.private_lightning import continue_version
 
 LAST_SECONDS = 30  # at the end of a run, for what is not in S3 yet
 
@@ -39,19 +42,40 @@ class S3TensorBoardLogger(TensorBoardLogger):
             self._bucket, _, self._key = self._url.removeprefix("s3://").partition("/")
             save_dir = os.path.join(tempfile.gettempdir(), f"tensorboard-{uuid4()}")  # which rank 0 alone will make
         super().__init__(save_dir, flush_secs=flush_secs, **kwargs)
-        self._flush_secs, self._thread = flush_secs, None
+        self._flush_secs, self._thread, self._next_step = flush_secs, None, 0
 
-    def files(self) -> dict[str, bytes]:
-        """The log until now, for a checkpoint: S3 may not have all of it when the run is killed."""
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self._next_step = max(self._next_step, (step or 0) + 1)
+        super().log_metrics(metrics, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The log until now, for a checkpoint: neither a killed host nor S3 may have all of it."""
         self.experiment.flush()
-        return {path.name: path.read_bytes() for path in Path(self.log_dir).glob("events.*")}
+        files = {path.name: path.read_bytes() for path in Path(self.log_dir).glob("events.*")}
+        return {"version": self.version, "files": files, "next_step": self._next_step}
 
-    def resume(self, version: int | str, step: int, files: dict[str, bytes]) -> None:
-        """Goes on in the folder of that version, where TensorBoard will ignore what was logged after `step`."""
-        self._version, self._kwargs["purge_step"] = version, step + 1
-        for path, content in ((Path(self.log_dir, name), content) for name, content in files.items()):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on with that log, in its folder unless a person has named a version or another run's log is there.
+
+        TensorBoard will ignore what the interrupted run logged later.
+        """
+        version = state["version"] if self._version in (None, job_name()) else self._version
+        continue_version(self, version, state["next_step"])
+        if any(Path(self.log_dir).glob("events.*")) and not any(map(self._has, state["files"])):
+            continue_version(self, None, state["next_step"])
+        for name, content in state["files"].items():
+            path = Path(self.log_dir, name)
             if not path.exists() or path.stat().st_size < len(content):
                 write_atomically(content, path)
+        self._next_step = state["next_step"]
+
+    def _has(self, name: str) -> bool:
+        return Path(self.log_dir, name).exists()
+
+    def finalize(self, status: str) -> None:
+        super().finalize(status)
+        if status == "failed":
+            self.finish()
 
     def check(self) -> None:
         """Raises OSError if the log cannot be in S3; finds the next free version there, unless one was given."""
@@ -67,7 +91,7 @@ class S3TensorBoardLogger(TensorBoardLogger):
             raise OSError(f"--logger.save_dir={self._url}: {reason}") from error
         if self._version is None:
             numbers = [int(version[1]) for folder in folders if (version := re.search(r"version_(\d+)/$", folder))]
-            self._version = max(numbers, default=-1) + 1
+            self._version = job_name() or max(numbers, default=-1) + 1  # a restart of the job goes on there
 
     @property
     @rank_zero_experiment

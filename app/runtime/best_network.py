@@ -1,0 +1,50 @@
+"""The best network of a run."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from runtime.checkpoint_files import read_checkpoint
+from runtime.errors import warn
+
+
+class BestNetwork(ModelCheckpoint):
+    """Keeps the best network, as ModelCheckpoint does, where the monitored metric is logged and wherever its folder is.
+
+    Args:
+        dirpath: Folder of the checkpoints; null is the log's.
+        **kwargs: As for ModelCheckpoint.
+    """
+
+    def __init__(self, dirpath: str | None = None, **kwargs: Any):
+        super().__init__(dirpath, enable_version_counter=False, save_on_train_epoch_end=True, **kwargs)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor is None or self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return os.path.join(self.dirpath, os.path.basename(path)) if path else path
+
+        moved = {key: here(value) for key, value in state_dict.items() if key.endswith("_path")}
+        models = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | moved | {"best_k_models": models, "dirpath": self.dirpath})
+
+    def load(self, trainer: Trainer, model: LightningModule) -> None:
+        """Gives `model` the best network's weights, or leaves it as it is and says why.
+
+        Only the first rank's host has the file; whatever is done next, Lightning sends the weights to the others.
+        """
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        if not self.best_model_path:
+            warn(f"{self.monitor} was never logged: the last network is tested and exported, not the best")
+            return
+        try:
+            model.load_state_dict(read_checkpoint(Path(self.best_model_path))["state_dict"])
+        except ValueError as error:
+            warn(f"the last network is tested and exported, not the best: {error}")

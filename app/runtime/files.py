@@ -1,0 +1,48 @@
+"""Writing files: whether it can be done at all, and so that a power cut leaves all of a file on disk."""
+
+import contextlib
+import io
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+
+def check_writable(directory: str) -> None:
+    """Raises OSError if nothing can be written to `directory`, existing or not, and leaves no trace."""
+    path = Path(directory).absolute()
+    while not os.path.lexists(path):
+        path = path.parent
+    tempfile.TemporaryFile(dir=path).close()
+
+
+def to_bytes(obj: object) -> memoryview:
+    """What `torch.save` makes of an object: a zip file, whose members have checksums."""
+    buffer = io.BytesIO()
+    torch.save(obj, buffer)
+    return buffer.getbuffer()
+
+
+def write_durably(content: bytes | memoryview, path: Path) -> None:
+    """Writes a file that is on disk when this returns; OSError, and no file, if that fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
+
+
+def write_atomically(content: bytes | memoryview, path: Path) -> None:
+    """Writes a file that appears under its name only when it is complete."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    write_durably(content, partial)
+    os.replace(partial, path)

@@ -1,0 +1,70 @@
+"""A parser that says in one line what jsonargparse says in many; all private names of jsonargparse are here."""
+
+import difflib
+import re
+import sys
+from argparse import SUPPRESS
+from typing import ClassVar, NoReturn, get_args
+
+from jsonargparse import ArgumentParser
+from pytorch_lightning.cli import LightningArgumentParser
+
+from runtime.errors import BadInput
+
+
+class Parser(LightningArgumentParser):
+    """Explains also the options of the classes that the program knows, in --help."""
+
+    known_classes: ClassVar[dict[str, list[type]]] = {}
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        while str(ex).startswith("Does not validate") and ex.__cause__:  # jsonargparse around our own line
+            ex = message = ex.__cause__
+        options = [option for parser in (self, *self._class_parsers().values()) for option in parser.option_names()]
+        raise BadInput(explain(str(message), options, self.known_classes)) from ex
+
+    def format_help(self) -> str:
+        sections = [f"With --{name}:\n{parser.format_help()}" for name, parser in self._class_parsers().items()]
+        return "\n".join([super().format_help(), *sections])
+
+    def option_names(self) -> list[str]:
+        return list(self._option_string_actions)
+
+    def read_whole_numbers_as_such(self) -> None:
+        """typing caches Union[float, int] and Union[int, float] as one, so that 1 (batch) could become 1.0 (all)."""
+        for action in self._actions:
+            if {int, float} <= set(get_args(getattr(action, "_typehint", None))):
+                action._typehint = int | action._typehint
+
+    def _class_parsers(self) -> dict[str, "ClassParser"]:
+        parsers = {}
+        for key, classes in self.known_classes.items():
+            for known in classes:
+                parsers[f"{key}={known.__name__}"] = parser = ClassParser(usage=SUPPRESS, add_help=False)
+                # What the program itself gives is skipped.
+                parser.add_class_arguments(known, key, skip={"params", "optimizer"}, fail_untyped=False)
+        return parsers
+
+
+class ClassParser(ArgumentParser):
+    """The options of one class."""
+
+    option_names = Parser.option_names
+
+
+def explain(message: str, options: list[str], known_classes: dict[str, list[type]]) -> str:
+    """One line that names the option, the value, and what is allowed, from the many of jsonargparse."""
+    kinds = re.findall(r"<class '(?:\w+\.)*(\w+)|Literal\[(.*?)\]", message.split("Errors:")[0])
+    names = {option.split(".")[-1]: option for option in options} | {option: option for option in options}
+    if typo := re.search(r"(?:arguments: |ption ')([^\s=']+)", message):
+        similar = difflib.get_close_matches(typo[1], names, 1)
+        hint = f"did you mean {names[similar[0]]}?" if similar else "--help lists all options"
+        return f"there is no option {typo[1]}; {hint}"
+    if kinds and (given := re.search(r'key "([^"]+)":.*(?:Given|Got) value: (.*)', message, re.DOTALL)):
+        key, value = given.groups()
+        allowed = " or ".join(map("".join, kinds)).replace(", ", " or ").replace("NoneType", "null")
+        classes = [known.__name__ for known in known_classes.get(key, [])]
+        hint = f", such as {' or '.join(classes)}; --help explains more" if classes else ""
+        return f"{names.get(key, f'--{key}')}={value} is not valid: it must be {allowed}{hint}"
+    files = re.findall(r"(?:-c|--config)[ =](\S+)", " ".join(sys.argv))
+    return re.sub(r'Parser key "([^"]+)"', r"--\1", message) + (f" (in {' or '.join(files)})" if files else "")
