@@ -50,8 +50,8 @@ class Resume(Checkpoint):
                 if state is not None:
                     logger.load_state_dict(state)
             self.found = checkpoint
-            self.folder = self.folder or CheckpointFolder(path.parent)
-            self.folder.go_on_from(path)
+            if self.folder:
+                self.folder.go_on_from(path)
             print(f"going on from {path}, step {checkpoint['global_step']} in epoch {checkpoint['epoch']}", flush=True)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
