@@ -1,4 +1,4 @@
-"""Accidents, caused for real: what was interrupted goes on, ends as if nothing had been, and says what happened."""
+"""What was interrupted goes on and ends as if nothing had been: real signals, full disks, damaged files, lost ranks."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ import drill
 import pytest
 import torch
 from programs import ENVIRONMENT, ROOT, SYNTHETIC, TINY, children, run_train, run_train_warm
-from results import as_bytes, epoch_lines, samples, scalars
+from results import as_bytes, epoch_lines, last_checkpoint, samples, scalars
 
 RUN = (*TINY, *SYNTHETIC, "--checkpoint.every_n_train_steps=5", "--trainer.log_every_n_steps=3")
 DRILL = ("--trainer.callbacks=tiny.Drill", "--trainer.callbacks.file=step")
@@ -30,7 +30,7 @@ def killed(*options: str, step: int = 23, hook: str = "on_train_batch_end", code
 
 def ends(folder: Path) -> dict[str, object]:
     """All that two runs have in common if they end in the same way."""
-    checkpoint = torch.load(folder / "logs/checkpoints/finished.ckpt", weights_only=False)
+    checkpoint = torch.load(last_checkpoint(folder / "logs/checkpoints"), weights_only=False)
     names = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
     (log_dir,) = (folder / "logs/tensorboard/tutorial").iterdir()
     series = scalars(log_dir)
@@ -52,11 +52,20 @@ def uninterrupted(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "hook", ["on_train_batch_start", "on_validation_batch_end", "on_train_epoch_end", "on_test_start"]
+    "hook, step, point",
+    [
+        ("on_train_batch_start", 23, "21 in epoch 1"),
+        ("on_train_batch_end", 3, "1 in epoch 0"),
+        ("on_validation_batch_end", 16, "11 in epoch 0"),
+        ("on_train_epoch_end", 16, "11 in epoch 0"),
+        ("on_train_batch_end", 18, "16 in epoch 1"),
+        ("on_test_start", 32, "32 in epoch 2"),
+    ],
 )
-def test_a_run_that_was_killed_ends_bit_for_bit_like_one_that_was_not(uninterrupted, tmp_path, hook):
-    killed(cwd=tmp_path, hook=hook)
-    assert "going on from logs/checkpoints/last.ckpt, step" in run_train_warm(*RUN, cwd=tmp_path).stdout
+def test_a_run_that_was_killed_ends_bit_for_bit_like_one_that_was_not(uninterrupted, tmp_path, hook, step, point):
+    killed(cwd=tmp_path, hook=hook, step=step)
+    stdout = run_train_warm(*RUN, cwd=tmp_path).stdout
+    assert f"going on from logs/checkpoints/last-step={point.split()[0]}.ckpt, step {point}\n" in stdout
     assert_same_end(uninterrupted, tmp_path)
 
 
@@ -87,12 +96,15 @@ def test_going_on_is_exact_whatever_is_trained_and_how(tmp_path, options):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("hook, step", [("on_train_batch_end", 7), ("on_validation_batch_end", 16)])
-def test_a_signal_stops_after_the_step_and_saves(uninterrupted, tmp_path, signum, hook, step):
+@pytest.mark.parametrize("hook, step, saved", [("on_train_batch_end", 7, 7), ("on_validation_batch_end", 16, 11)])
+def test_a_signal_ends_the_run_after_the_step_and_names_where_it_goes_on(
+    uninterrupted, tmp_path, signum, hook, step, saved
+):
     stderr = killed(cwd=tmp_path, step=step, hook=hook, code=128 + signum)
-    line = f"train.py: error: stopped by {signum.name} after step {step}; the same command goes on"
+    path = f"logs/checkpoints/last-step={saved}.ckpt"
+    line = f"train.py: error: stopped by {signum.name} after step {step}; the same command goes on from {path}"
     assert stderr.splitlines()[-1] == line
-    assert f"last.ckpt, step {step} in epoch 0" in run_train_warm(*RUN, cwd=tmp_path).stdout
+    assert f"going on from {path}, step {saved} in epoch 0" in run_train_warm(*RUN, cwd=tmp_path).stdout
     assert_same_end(uninterrupted, tmp_path)
 
 
@@ -111,35 +123,82 @@ def test_a_drill_ends_bit_for_bit_within_an_interval(tmp_path, setup, kind):
     assert accident.num_steps_lost <= drill.INTERVAL
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(uninterrupted, tmp_path):
+@pytest.mark.parametrize("damage", ["cut off", "one bit"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(uninterrupted, tmp_path, damage):
     killed(cwd=tmp_path)
-    last = tmp_path / "logs/checkpoints/last.ckpt"
-    content = bytearray(last.read_bytes())
-    content[len(content) // 2 :] = b""
-    last.write_bytes(content)
+    newest = tmp_path / "logs/checkpoints/last-step=21.ckpt"
+    content = bytearray(newest.read_bytes())
+    if damage == "cut off":
+        content[len(content) // 2 :] = b""
+    else:
+        content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
     stdout = run_train_warm(*RUN, cwd=tmp_path).stdout
-    assert stdout.startswith("not used: logs/checkpoints/last.ckpt cannot be read, or is no checkpoint of train.py (")
-    assert "going on from logs/checkpoints/previous.ckpt, step 16 in epoch 0\n" in stdout
+    assert stdout.startswith("not used: logs/checkpoints/last-step=21.ckpt cannot be read, or is no checkpoint of tr")
+    assert "going on from logs/checkpoints/last-step=16.ckpt, step 16 in epoch 1\n" in stdout
     assert_same_end(uninterrupted, tmp_path)
+
+
+def test_the_last_two_checkpoints_are_kept_and_none_has_a_second_name(tmp_path):
+    killed(cwd=tmp_path)
+    names = sorted(path.name for path in (tmp_path / "logs/checkpoints").iterdir())
+    assert names == ["epoch=0-step=16.ckpt", "last-step=16.ckpt", "last-step=21.ckpt"]
+
+
+def test_in_sagemaker_no_checkpoint_of_the_last_ten_minutes_is_deleted(tmp_path):
+    paths = {"SM_MODEL_DIR": "model", "SM_OUTPUT_DIR": "output", "SM_OUTPUT_DATA_DIR": "output/data"}
+    hosts = {"SM_HOSTS": '["127.0.0.1"]', "SM_CURRENT_HOST": "127.0.0.1"}
+    for folder in ("output", "checkpoints"):
+        (tmp_path / folder).mkdir()
+    killed(cwd=tmp_path, env=ENVIRONMENT | hosts | {name: str(tmp_path / path) for name, path in paths.items()})
+    steps = sorted(int(path.stem.split("=")[1]) for path in (tmp_path / "checkpoints").glob("last-*"))
+    assert steps == [1, 6, 11, 16, 21]
+    assert not (tmp_path / "checkpoints/tensorboard").exists()  # whose files grow
+
+
+def test_the_checkpoints_may_move_and_the_best_network_with_them(uninterrupted, tmp_path):
+    killed(cwd=tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "logs/checkpoints").rename(tmp_path / "elsewhere/checkpoints")
+    moved = "--checkpoint.dirpath=elsewhere/checkpoints"
+    assert "going on from elsewhere/checkpoints/last-step=21.ckpt" in run_train_warm(*RUN, moved, cwd=tmp_path).stdout
+    (tmp_path / "elsewhere/checkpoints").rename(tmp_path / "logs/checkpoints")
+    assert_same_end(uninterrupted, tmp_path)
+
+
+def test_the_best_network_before_stays_until_a_checkpoint_knows_its_successor(tmp_path):
+    killed(cwd=tmp_path, hook="on_test_start", step=32)
+    assert [path.name for path in (tmp_path / "logs/checkpoints").glob("epoch*")] == ["epoch=1-step=32.ckpt"]
+    for path in (tmp_path / "logs/checkpoints").iterdir():
+        path.unlink()
+    killed("--trainer.max_epochs=3", cwd=tmp_path, hook="on_train_epoch_end", step=32)
+    names = sorted(path.name for path in (tmp_path / "logs/checkpoints").glob("epoch*"))
+    assert "epoch=0-step=16.ckpt" in names  # to which last-step=31.ckpt refers
+
+
+def test_a_temporary_folder_on_another_disk_is_not_used_for_checkpoints(tmp_path):
+    run_train_warm(*RUN, cwd=tmp_path, env=ENVIRONMENT | {"TMPDIR": "/proc"})
+    assert last_checkpoint(tmp_path / "logs/checkpoints").name == "last-step=32.ckpt"
 
 
 def test_with_no_readable_checkpoint_the_run_starts_anew_and_says_so(tmp_path):
     (tmp_path / "logs/checkpoints").mkdir(parents=True)
-    (tmp_path / "logs/checkpoints/last.ckpt").write_text("no checkpoint")
-    torch.save({"state_dict": {}}, tmp_path / "logs/checkpoints/previous.ckpt")
+    (tmp_path / "logs/checkpoints/last-step=9.ckpt").write_text("no checkpoint")
+    torch.save({"state_dict": {}}, tmp_path / "logs/checkpoints/last-step=8.ckpt")
     stdout = run_train_warm(*RUN, cwd=tmp_path).stdout
     assert stdout.count("not used: ") == 2
     assert "starting anew, as there is no checkpoint to go on from\n" in stdout
+    assert [path.name for path in (tmp_path / "logs/checkpoints").glob("last*.ckpt")] == ["last-step=32.ckpt"]
 
 
 def test_neither_another_network_nor_other_options_are_gone_on_with(tmp_path):
     killed(cwd=tmp_path)
     stdout = run_train_warm(*RUN, "--optimizer.lr=0.1", cwd=tmp_path).stdout
-    assert "not used: logs/checkpoints/last.ckpt is of a run with another optimizer lr; it will be replaced" in stdout
+    assert "not used: logs/checkpoints/last-step=21.ckpt is of a run with another optimizer lr; it will be" in stdout
     killed(cwd=tmp_path)
-    options = ("--model=tiny.Dropout", "--ckpt_path=logs/checkpoints/last.ckpt")
+    options = ("--model=tiny.Dropout", "--ckpt_path=logs/checkpoints/last-step=21.ckpt")
     stderr = run_train_warm(*RUN, *options, cwd=tmp_path, code=2).stderr
-    assert stderr == "train.py: error: --ckpt_path: logs/checkpoints/last.ckpt is of another network\n"
+    assert stderr == "train.py: error: --ckpt_path: logs/checkpoints/last-step=21.ckpt is of another network\n"
 
 
 def test_ckpt_path_none_starts_anew_and_a_finished_run_is_not_gone_on_with(uninterrupted, tmp_path):
@@ -157,14 +216,14 @@ def test_a_job_that_sagemaker_restarts_goes_on_even_if_it_was_told_to_start_anew
     job = {"env": ENVIRONMENT | {"TRAINING_JOB_NAME": "job-1"}}
     killed("--ckpt_path=none", cwd=tmp_path, **job)
     stdout = run_train_warm(*RUN, "--ckpt_path=none", cwd=tmp_path, **job).stdout
-    assert "going on from logs/checkpoints/last.ckpt, step 20 in epoch 1" in stdout
+    assert "going on from logs/checkpoints/last-step=21.ckpt, step 21 in epoch 1" in stdout
     assert_same_end(uninterrupted, tmp_path)
 
 
 def test_checkpoints_with_times_from_a_clock_that_jumped_are_used_in_their_order(uninterrupted, tmp_path):
     killed(cwd=tmp_path)
-    os.utime(tmp_path / "logs/checkpoints/last.ckpt", (0, 0))
-    assert "last.ckpt, step 20 in epoch 1" in run_train_warm(*RUN, cwd=tmp_path).stdout
+    os.utime(tmp_path / "logs/checkpoints/last-step=21.ckpt", (0, 0))
+    assert "last-step=21.ckpt, step 21 in epoch 1" in run_train_warm(*RUN, cwd=tmp_path).stdout
     assert_same_end(uninterrupted, tmp_path)
 
 
@@ -172,32 +231,37 @@ def test_with_another_number_of_processes_and_the_same_batch_no_sample_is_lost_o
     options = ("--data=tiny.Recording", "--data.batch_size=16", "--trainer.devices=2")
     killed(*options, cwd=tmp_path, step=20, code=128 + signal.SIGTERM)
     stdout = run_train_warm(*RUN, "--data=tiny.Recording", "--data.batch_size=32", cwd=tmp_path).stdout
-    assert "last.ckpt, step 20 in epoch 1, with 1 processes instead of 2, so not bit for bit\n" in stdout
+    # The ranks read what they have told each other one step later.
+    assert "going on from logs/checkpoints/last-step=21.ckpt, step 21 in epoch 1\n" in stdout
+    assert "1 processes instead of 2 go on, so not bit for bit\n" in stdout
     assert samples(tmp_path, "train", 1) == list(range(500))
 
 
-def test_fewer_epochs_than_an_interrupted_run_has_done_are_refused(tmp_path):
+def test_fewer_epochs_than_a_run_has_done_are_refused(tmp_path):
     killed(cwd=tmp_path)
-    run_train_warm(*RUN, "--trainer.max_epochs=3", cwd=tmp_path)
-    (tmp_path / "logs/checkpoints/finished.ckpt").rename(tmp_path / "logs/checkpoints/last.ckpt")
-    line = run_train_warm(*RUN, "--trainer.max_epochs=1", cwd=tmp_path, code=2).stderr
-    assert line.startswith("train.py: error: logs/checkpoints/last.ckpt has done 3 epochs, more than --trainer.max_ep")
+    options = ("--trainer.max_epochs=0", "--ckpt_path=last")
+    line = run_train_warm(*RUN, *options, cwd=tmp_path, code=2).stderr
+    path = "logs/checkpoints/last-step=21.ckpt"
+    assert line == (
+        f"train.py: error: {path} has done 1 epochs, more than --trainer.max_epochs=0: raise that, or start anew with "
+        "--ckpt_path=none\n"
+    )
 
 
 def test_a_fast_dev_run_leaves_an_interrupted_run_alone(uninterrupted, tmp_path):
     killed(cwd=tmp_path)
     assert "going on" not in run_train_warm(*RUN, "--trainer.fast_dev_run=true", cwd=tmp_path).stdout
-    assert "last.ckpt, step 20 in epoch 1" in run_train_warm(*RUN, cwd=tmp_path).stdout
+    assert "last-step=21.ckpt, step 21 in epoch 1" in run_train_warm(*RUN, cwd=tmp_path).stdout
     assert_same_end(uninterrupted, tmp_path)
 
 
-def test_another_global_batch_is_refused_unless_accepted(tmp_path):
+def test_another_number_of_samples_per_step_is_refused(tmp_path):
     killed(cwd=tmp_path)
-    line = run_train_warm(*RUN, "--data.batch_size=16", cwd=tmp_path, code=2).stderr
-    assert "last.ckpt is of a run with 32 images per step on all processes, not 16: make them the same" in line
-    accepted = ("--data.batch_size=16", "--accept_global_batch=true")
-    output = run_train_warm(*RUN, *accepted, cwd=tmp_path).stdout
-    assert [line["step"] for line in epoch_lines(output)] == [20 + 24]  # 20 steps, then 12 of 16 old steps, in halves
+    line = run_train_warm(*RUN, "--data.batch_size=16", cwd=tmp_path, code=2).stderr.splitlines()[-1]
+    assert line == (
+        "train.py: error: logs/checkpoints/last-step=21.ckpt is of a run with 32 samples per step, 16 batches per "
+        "epoch, not 16 samples per step, 32 batches per epoch: make them the same, or start anew with --ckpt_path=none"
+    )
 
 
 @contextlib.contextmanager
@@ -239,11 +303,11 @@ def test_a_full_disk_is_told_and_when_there_is_room_again_the_next_checkpoint_is
         slow = (*DRILL, "--trainer.callbacks.seconds=0.02", f"--checkpoint.dirpath={disk}", "--model_dir=.")
         with training(*slow, "--trainer.max_epochs=10", cwd=tmp_path) as (process, log):
             wait_until(
-                lambda: "last.ckpt, which could not be written and will be tried again: [Errno 28]" in log(), process
+                lambda: ".ckpt, which could not be written and will be tried again: [Errno 28]" in log(), process
             )
             (disk / "filler").unlink()
             assert process.wait(120) == 0
-        assert torch.load(disk / "finished.ckpt", weights_only=False)["global_step"] == 160
+        assert last_checkpoint(disk).name == "last-step=160.ckpt"
 
 
 def test_a_disk_that_stays_full_is_an_error_at_the_end(tmp_path):
@@ -269,30 +333,30 @@ def test_a_checkpoint_folder_that_vanishes_is_made_again(tmp_path):
         wait_until(lambda: "epoch=1 " in log(), process)
         (tmp_path / "logs/checkpoints").rename(tmp_path / "vanished")
         assert process.wait(120) == 0
-    assert torch.load(tmp_path / "logs/checkpoints/finished.ckpt", weights_only=False)["global_step"] == 160
+    assert last_checkpoint(tmp_path / "logs/checkpoints").name == "last-step=160.ckpt"
 
 
-def test_a_loss_that_is_none_ends_the_run_with_a_checkpoint_from_before(tmp_path):
+def test_weights_that_are_nan_end_the_run_with_a_checkpoint_from_before(tmp_path):
     result = run_train_warm(*RUN, "--optimizer=SGD", "--optimizer.lr=1e38", cwd=tmp_path, code=1)
     line = result.stderr.splitlines()[-1]
     assert re.fullmatch(
-        r"train.py: error: the (loss is nan in the last steps before|weights are not .*) step \d+: .*", line
+        r"train.py: error: the weights are not finite after step \d+: try a smaller learning rate; the same command .*",
+        line,
     )
-    checkpoint = torch.load(tmp_path / "logs/checkpoints/last.ckpt", weights_only=False)
-    assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
+    for path in (tmp_path / "logs/checkpoints").glob("last*.ckpt"):
+        weights = torch.load(path, weights_only=False)["state_dict"].values()
+        assert all(weight.isfinite().all() for weight in weights)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_hangs_is_named_when_the_time_is_over(tmp_path, rank):
+def test_a_rank_that_hangs_ends_the_others_when_the_time_is_over(tmp_path, rank):
     options = ("--trainer.devices=2", "--trainer.max_epochs=100000", "--process_group_timeout=20")
     with training(*options, cwd=tmp_path) as (process, log):
         wait_until(lambda: "epoch=1 " in log(), process)
         ranks = [process.pid, *children(process.pid, "train.py")]
         try:
             os.kill(ranks[rank], signal.SIGSTOP)
-            expected = (
-                f"train.py: error: rank {rank} of 2 has ended, or has not answered within --process_group_timeout=20"
-            )
+            expected = "train.py: error: the processes have not found, or have lost, each other within --process_group"
             deadline = time.monotonic() + 90
             while expected not in log():
                 assert time.monotonic() < deadline
@@ -307,6 +371,6 @@ def test_a_rank_that_hangs_is_named_when_the_time_is_over(tmp_path, rank):
 
 def test_what_a_killed_process_leaves_half_written_is_removed(tmp_path):
     (tmp_path / "logs/checkpoints").mkdir(parents=True)
-    (tmp_path / "logs/checkpoints/.last.ckpt.123.partial").write_text("half")
+    (tmp_path / "logs/checkpoints/last-step=7.ckpt").write_text("half")
     run_train_warm(*RUN, "--trainer.max_epochs=1", cwd=tmp_path)
-    assert not list((tmp_path / "logs/checkpoints").glob(".*"))
+    assert [path.name for path in (tmp_path / "logs/checkpoints").glob("last*.ckpt")] == ["last-step=16.ckpt"]
