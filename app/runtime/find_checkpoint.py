@@ -46,7 +46,8 @@ def find_checkpoint(
                 raise BadInput(f"--ckpt_path: {error}") from error
             print(f"not used: {error}", flush=True)
     if ckpt_path:
-        raise BadInput("--ckpt_path=last: there is no checkpoint to go on from; leave the option out")
+        where = folder.path if folder else "the folder of a log that is not there yet"
+        raise BadInput(f"--ckpt_path=last: there is no checkpoint in {where} to go on from; leave the option out")
     if paths:
         print("starting anew, as there is no checkpoint to go on from", flush=True)
     return None
