@@ -1,0 +1,1 @@
+"""What run_sagemaker.py need not show. Nothing here knows app/."""
