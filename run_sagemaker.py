@@ -94,22 +94,27 @@ def launch(options: Options) -> None:
     if not options.dry_run:
         check_machine(options) if options.is_local else check_account(options, needed_file)
     check = start_check(options.hyperparams, APP_DIR)
-    from launcher.sagemaker_sdk import preview_request  # which takes seconds
-
     with tempfile.TemporaryDirectory(prefix="sagemaker-", ignore_cleanup_errors=True) as container_root:
         estimator = make_estimator(options, str(Path(container_root).resolve()))
-        inputs = {"training": as_uri(options.input_path)}
-        request = preview_request(estimator, inputs, options.job_name)
-        check_request({"HyperParameters": request["HyperParameters"]} if options.is_local else request)
+        request = make_request(estimator, options)
         end_check(check)
         if options.dry_run:
             print(json.dumps(request, indent=2))
             words = [word for key, value in sorted(options.hyperparams.items()) for word in (f"--{key}", value)]
             print(f"\nEach container runs:\npython -- train.py {shlex.join(words)}")
         elif options.is_local:
-            train_here(estimator, inputs, options.checkpoint_path)
+            train_here(estimator, options)
         else:
-            train_in_cloud(estimator, inputs, request["TrainingJobName"], options)
+            train_in_cloud(estimator, request["TrainingJobName"], options)
+
+
+def make_request(estimator: Any, options: Options) -> dict[str, Any]:
+    """What `fit` would send to SageMaker; ValueError if SageMaker would not take it."""
+    from launcher.sagemaker_sdk import preview_request
+
+    request = preview_request(estimator, inputs(options), options.job_name)
+    check_request({"HyperParameters": request["HyperParameters"]} if options.is_local else request)
+    return request
 
 
 def make_estimator(options: Options, container_root: str) -> Any:
@@ -134,6 +139,11 @@ def make_estimator(options: Options, container_root: str) -> Any:
     return PyTorch(**arguments | options.estimator)
 
 
+def inputs(options: Options) -> dict[str, str]:
+    """The channels of the job, each of which becomes a folder of the container."""
+    return {"training": as_uri(options.input_path)}
+
+
 def as_uri(path: str) -> str:
     return path if "://" in path else f"file://{Path(path).absolute()}"
 
@@ -143,7 +153,7 @@ def metric_regex(name: str) -> str:
     return rf"(?:^|\s){re.escape(name)}=([-+.\deE]+)"
 
 
-def train_here(estimator: Any, inputs: dict[str, str], checkpoint_path: str | None) -> None:
+def train_here(estimator: Any, options: Options) -> None:
     """Trains in containers of this machine.
 
     Raises:
@@ -151,13 +161,13 @@ def train_here(estimator: Any, inputs: dict[str, str], checkpoint_path: str | No
     """
     from launcher.sagemaker_sdk import fit_in_containers
 
-    fit_in_containers(estimator, inputs, checkpoint_path)
+    fit_in_containers(estimator, inputs(options), options.checkpoint_path)
     model = estimator.model_data.removeprefix("file://")
-    output = checkpoint_path or model.replace("model.tar", "output.tar")
+    output = options.checkpoint_path or model.replace("model.tar", "output.tar")
     print(f"\nmodel   {model}\noutput  {output} (checkpoints, TensorBoard logs)")
 
 
-def train_in_cloud(estimator: Any, inputs: dict[str, str], job_name: str, options: Options) -> None:
+def train_in_cloud(estimator: Any, job_name: str, options: Options) -> None:
     """Starts the job, and shows its log until it ends if asked to wait.
 
     Raises:
@@ -169,7 +179,7 @@ def train_in_cloud(estimator: Any, inputs: dict[str, str], job_name: str, option
 {job_name} is a job of its own now. Follow it, or stop it:
   aws logs tail /aws/sagemaker/TrainingJobs --follow --log-stream-name-prefix {job_name}/
   aws sagemaker stop-training-job --training-job-name {job_name}"""
-    estimator.fit(inputs, job_name=job_name, wait=False)  # waiting there would swallow Ctrl-C
+    estimator.fit(inputs(options), job_name=job_name, wait=False)  # waiting there would swallow Ctrl-C
     print(f"started {job_name}", flush=True)
     if not options.wait:
         print(goes_on)

@@ -13,6 +13,7 @@ from launcher.command_line import warn
 from launcher.local_mode import USE_CPU
 from launcher.request import check_request
 
+MAX_RUN = 28 * 24 * 60 * 60
 # What a container has in its environment.
 CONTAINER = {
     "SM_HOSTS": '["algo-1"]',
@@ -30,8 +31,8 @@ def refuse_if(is_wrong: Any, message: str) -> None:
 
 def folders(options: Any) -> dict[str, str]:
     """The folders among the options, by the words to name them."""
-    values = {name: value for name, value in vars(options).items() if name.endswith("_path") and value}
-    return {f"--{name}={value}": value for name, value in values.items()}
+    values = {name: value for name, value in vars(options).items() if name.endswith("_path")}
+    return {f"--{name}={value}": value for name, value in values.items() if value is not None}
 
 
 def check_options(options: Any, needed_file: str) -> None:
@@ -42,6 +43,11 @@ def check_options(options: Any, needed_file: str) -> None:
     refuse_if(
         kind == "local_gpu" and count > 1, f"--instance_count={count}: one container takes all GPUs; or {use_cpu}"
     )
+    max_run, max_wait = options.max_run, options.max_wait
+    refuse_if(max_run > MAX_RUN, f"--max_run={max_run}: must be {MAX_RUN} seconds, 28 days, or less")
+    if max_wait is not None:
+        refuse_if(not options.spot_instances, f"--max_wait={max_wait}: is for --spot_instances only")
+        refuse_if(max_wait < max_run, f"--max_wait={max_wait}: must be --max_run={max_run} or more")
     check_local_options(options) if options.is_local else check_cloud_options(options)
     has_gpu = kind == "local_gpu" or re.match(r"ml\.[gp]\d", kind)
     needs_gpu = options.hyperparams.get("trainer.accelerator") == "gpu"
@@ -59,7 +65,7 @@ def check_input(input_path: str, names: list[str], needed_file: str) -> None:
 
 
 def check_local_options(options: Any) -> None:
-    for name in ("spot_instances", "max_wait", "max_retry"):
+    for name in ("spot_instances", "max_retry"):
         refuse_if(getattr(options, name), f"--{name}: is for jobs in the cloud, with --instance_type=ml.…")
     folder = options.checkpoint_path or ""
     refuse_if("://" in folder.removeprefix("file://"), f"--checkpoint_path={folder}: must be a folder of this machine")
@@ -75,12 +81,12 @@ def check_cloud_options(options: Any) -> None:
     for name, uri in folders(options).items():
         is_s3 = re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", uri)
         refuse_if(not is_s3, f"{name}: must be in S3, such as s3://my-bucket/folder")
-    max_run, max_wait, is_spot = options.max_run, options.max_wait, options.spot_instances
-    refuse_if(max_wait is not None and not is_spot, f"--max_wait={max_wait}: is for --spot_instances only")
-    refuse_if((max_wait or max_run) < max_run, f"--max_wait={max_wait}: must be --max_run={max_run} or more")
-    has_network = [name in options.estimator for name in ("subnets", "security_group_ids")]
-    refuse_if(any(has_network) and not all(has_network), "--estimator: the SDK needs subnets and security_group_ids")
-    if is_spot and not options.checkpoint_path:
+    given, save_dir = options.estimator, options.hyperparams.get("logger.save_dir", "")
+    has_half = ("subnets" in given) != ("security_group_ids" in given)
+    refuse_if(has_half, "--estimator subnets, security_group_ids: SageMaker needs both or none")
+    is_isolated = given.get("enable_network_isolation") and "://" in save_dir
+    refuse_if(is_isolated, f"--estimator enable_network_isolation: leaves no way to logger.save_dir={save_dir}")
+    if options.spot_instances and not options.checkpoint_path:
         warn("--spot_instances: without --checkpoint_path the job starts anew after each interruption")
 
 
@@ -91,7 +97,8 @@ def estimator_arguments(options: Any, estimator: type) -> dict[str, Any]:
     for name in options.estimator:
         refuse_if(name in ours, f"--estimator {name}: use --{ours.get(name)}")
         refuse_if(name not in known, f"--estimator {name}: the Estimator has no such argument")
-    return {argument: getattr(options, name) for argument, name in ours.items() if argument in known}
+    values = {argument: getattr(options, name) for argument, name in ours.items() if argument in known}
+    return {argument: value for argument, value in values.items() if value not in (None, {})}
 
 
 def start_check(hyperparams: dict[str, str], app_dir: Path) -> subprocess.Popen:

@@ -49,7 +49,10 @@ def read_item(option: Any, item: str, parser: ArgumentParser) -> tuple[str, Any]
     key, separator, value = item.partition("=")
     if not (key and separator):
         parser.error(f"--{option.name} {item}: must be key=value, such as {option.metadata['example']}")
-    return key, value if option.type == dict[str, str] else yaml.safe_load(value)
+    try:
+        return key, value if option.type == dict[str, str] else yaml.safe_load(value)
+    except yaml.YAMLError:
+        parser.error(f"--{option.name} {item}: its value is no YAML")
 
 
 class Parser(ArgumentParser):
@@ -66,7 +69,7 @@ def errors_in_one_line(aws_exit_code: int = 2) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        exit_with(" ".join(str(error).split()), 2)
+        exit_with(str(error), 2)
     except RuntimeError as error:
         exit_with(str(error), 1)
     except (BotoCoreError, Boto3Error, ClientError) as error:
@@ -92,5 +95,6 @@ def warn(message: str) -> None:
 
 
 def exit_with(message: str, code: int) -> NoReturn:
+    message = " ".join(message.split()) if code == 2 else message  # lines of a container's log stay lines
     print(f"run_sagemaker.py: error: {message}", file=sys.stderr)
     sys.exit(code)

@@ -22,9 +22,10 @@ def check_request(request: dict[str, Any]) -> None:
     """Raises ValueError for the first field of a request, or of a part of it, that SageMaker would refuse."""
     from botocore.validate import ParamValidator
 
-    errors = ParamValidator().validate(request, request_shape()).generate_report().splitlines()
-    if wrong := [error for error in errors if not error.startswith("Missing required parameter")]:
-        raise ValueError(wrong[0])
+    report = ParamValidator().validate(request, request_shape()).generate_report().splitlines()
+    for line in report:
+        if line.startswith(("Invalid type", "Unknown parameter")):
+            raise ValueError(line)
     for name, value, shape in fields_of(request, request_shape(), ""):
         check_field(name, value, shape)
 
@@ -51,9 +52,10 @@ def check_field(name: str, value: Any, shape: Any) -> None:
         raise ValueError(f"{name}={value}: SageMaker does not know it; did you mean {similar}?")
     if kind in UNITS:
         size = value if kind in ("integer", "long") else len(value)
-        least, most = limits.get("min", 0), limits.get("max", float("inf"))
-        if not least <= size <= most:
-            raise ValueError(f"{name}: {size}{UNITS[kind]}, where SageMaker allows {least} to {most}")
+        least, most = limits.get("min", 0), limits.get("max")
+        if size < least or (most is not None and size > most):
+            allowed = f"{least} or more" if most is None else f"{least} to {most}"
+            raise ValueError(f"{name}: {size}{UNITS[kind]}, where SageMaker allows {allowed}")
     if "pattern" in limits:
         pattern = limits["pattern"]
         for java, python in JAVA.items():
