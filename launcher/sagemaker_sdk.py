@@ -34,6 +34,8 @@ EstimatorBase.fit = EstimatorBase.fit.__wrapped__
 local_session.LocalSagemakerClient.create_training_job = (
     local_session.LocalSagemakerClient.create_training_job.__wrapped__
 )
+# The SDK knows version 2 of Docker Compose only: aws/sagemaker-python-sdk #5739, #4137.
+image._SageMakerContainer._get_compose_cmd_prefix = staticmethod(compose_command)
 find_events = sagemaker.logs.multi_stream_iter
 
 
@@ -90,10 +92,6 @@ class Containers(image._SageMakerContainer):
 
     checkpoint_path: str | None = None
     succeeded = False
-
-    @staticmethod
-    def _get_compose_cmd_prefix() -> list[str]:
-        return compose_command()  # the SDK knows version 2 only: aws/sagemaker-python-sdk #5739, #4137
 
     def _compose(self, detached: bool = False) -> list[str]:
         return [*super()._compose(detached), "--no-color"]  # stream_output looks at how a line begins

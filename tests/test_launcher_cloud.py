@@ -1,6 +1,5 @@
 """Jobs in the cloud, with an AWS of our own: what is checked, what is sent, what becomes of it."""
 
-import contextlib
 import gzip
 import hashlib
 import io
@@ -18,10 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 from archives import cifar10_files, write_archive
-from aws import ACCOUNT, AWS, BUCKET, NO_AWS, REGION, ROLE, Endpoint
-from botocore.session import get_session
-from botocore.validate import ParamValidator
+from aws import ACCOUNT, AWS, BUCKET, REGION, ROLE, Endpoint
 from programs import ROOT
+
+from launcher.account import check_account
+from launcher.command_line import errors_in_one_line, parse_options
+from run_sagemaker import ARCHIVE, Options, print_results
 
 IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/sagemaker-tutorial:1"
 OPTIONS = (
@@ -78,7 +79,7 @@ def put_image(aws: AWS, tag: str) -> None:
 def copy_project(folder: Path) -> Path:
     """A copy of what the tutorial's commands use, with a small archive in .cache."""
     project = folder / "project"
-    for name in ("app", "docker"):
+    for name in ("app", "docker", "launcher"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("run_sagemaker.py", "upload-cifar-10.sh", "requirements.txt"):
         shutil.copy(ROOT / name, project)
@@ -87,220 +88,111 @@ def copy_project(folder: Path) -> Path:
     return project
 
 
+@pytest.fixture
+def check(account, monkeypatch, capsys):
+    """Checks the account as the launcher does: `check("--job_name=x", ...)` is the only line on stderr."""
+
+    def check_as(*options: str, environment: dict[str, str] | None = None, needed_file: str = ARCHIVE) -> str:
+        before = time.monotonic()
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as end, errors_in_one_line():
+            for name in [name for name in os.environ if name.startswith("AWS_")]:
+                patch.delenv(name)
+            for name, value in (environment or account.environment).items():
+                patch.setenv(name, value)
+            check_account(parse_options(Options, [*OPTIONS, *options]), needed_file)
+        assert end.value.code == 2
+        assert time.monotonic() - before < 5
+        stderr = capsys.readouterr().err
+        assert stderr.count("\n") == 1
+        return stderr.removeprefix("run_sagemaker.py: error: ").rstrip()
+
+    return check_as
+
+
 @pytest.mark.parametrize(
     "options, line",
     [
-        ("--instance_count=0", "--instance_count=0: must be 1 or more"),
-        ("--instance_count=-1", "--instance_count=-1: must be 1 or more"),
-        ("--instance_count=two", 'Parser key "instance_count": Expected .* Got value: two'),
-        ("--instance_type=ml.g4dn", "--instance_type=ml.g4dn: SageMaker does not know it; did you mean ml.g4dn.xlarge"),
-        ("--instance_type=g4dn.xlarge", "--instance_type=g4dn.xlarge: SageMaker does not know it; .* ml.g4dn.xlarge"),
-        ("--instance_type=ml.m5.large", "--instance_type=ml.m5.large: has no GPU for trainer.accelerator=gpu"),
-        ("--image_uri=sagemaker-tutorial", "--image_uri=sagemaker-tutorial: is not in a registry; push it"),
-        ("--image_uri=", "--image_uri=: is not in a registry; push it"),
-        (f"--image_uri=a/{'b' * 300}", "--image_uri: 302 characters, where SageMaker allows 0 to 255"),
-        ("--role=", "--role: is missing"),
-        ("--role=sagemaker", "--role: 9 characters"),
-        ("--role=arn:aws:iam::role/sagemaker-execution", "--role=arn:aws:iam::role/.*: must have the form arn:aws"),
-        ("--input_path=.cache", "--input_path=.cache: must be in S3"),
-        ("--input_path=S3://Bucket/x", "--input_path=S3://Bucket/x: must be in S3"),
-        ("--input_path=s3://my_bucket/x", "--input_path=s3://my_bucket/x: must be in S3"),
-        ("--output_path=s3:/my-bucket", "--output_path=s3:/my-bucket: must be in S3"),
-        ("--output_path=output", "--output_path=output: must be in S3"),
-        ("--code_location=code", "--code_location=code: must be in S3"),
-        ("--job_name=my_job", "--job_name=my_job: must have the form"),
-        ("--job_name=-job", "--job_name=-job: must have the form"),
-        (f"--job_name={'j' * 64}", "--job_name: 64 characters, where SageMaker allows 1 to 63"),
-        ("--max_run=0", "--max_run=0: must be 1 or more"),
-        ("--max_run=2419201", "--max_run=2419201: must be 2419200 seconds, 28 days, or less"),
-        ("--volume_size=0", "--volume_size=0: must be 1 or more"),
-        ("--keep_alive_period_in_seconds=-1", "--keep_alive_period_in_seconds: -1, where SageMaker allows 0 to 21600"),
-        ("--checkpoint_path=checkpoints", "--checkpoint_path=checkpoints: must be in S3"),
-        ("--max_wait=90000", "--max_wait=90000: is for --spot_instances only"),
-        ("--spot_instances --max_wait=3600", "--max_wait=3600: must be --max_run=86400 or more"),
-        ("--spot_instances --keep_alive_period_in_seconds=60", "--keep_alive_period_in_seconds: SageMaker does not"),
-        ("--max_retry=0", "--max_retry: 0, where SageMaker allows 1 to 30"),
-        ("--max_retry=31", "--max_retry: 31, where SageMaker allows 1 to 30"),
-        ("--subnets subnet-1", "--subnets and --security_group_ids: SageMaker needs both or none"),
-        ("--subnets s --security_group_ids a_b", "--security_group_ids 0=a_b: must have the form"),
-        ("--subnets s --security_group_ids a b c d e f", "--security_group_ids: 6 entries"),
-        ("--environment 1A=b", "--environment 1A=1A: must have the form"),
-        ("--environment A", "--environment A: must be key=value"),
-        (f"--environment A={'b' * 513}", "--environment A: 513 characters, where SageMaker allows 0 to 512"),
-        (f"--environment {' '.join(f'A{number}=' for number in range(101))}", "--environment: 101 entries"),
-        ("--tags a?b=c", r"--tags 0 Key=a\?b: must have the form"),
-        (f"--tags {' '.join(f'tag{number}=' for number in range(51))}", "--tags: 51 entries"),
-        (f"--hyperparams logger.name={'x' * 2501}", "--hyperparams logger.name: 2501 characters"),
-        (f"--hyperparams {'x' * 257}=1", "--hyperparams x*: 257 characters, where SageMaker allows 0 to 256"),
-        ("--enable_network_isolation --hyperparams logger.save_dir=s3://b/t", "--enable_network_isolation: leaves no"),
-        ("--wait=perhaps", "argument --wait/--no_wait: invalid .* value: 'perhaps'; --help"),
-        ("--use_spot", "unrecognized arguments: --use_spot; --help explains all options"),
-    ],
-    ids=lambda text: text[:40],
-)
-def test_a_bad_input_ends_in_one_line_before_any_request(options, line):
-    # Any request would fail, in another way, at an address where nobody listens.
-    environment = NO_AWS | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_DEFAULT_REGION": REGION}
-    assert re.match(line, error_line(*options.split(), environment=environment))
-
-
-@pytest.mark.parametrize(
-    "items, line",
-    [
-        (["instance_count=3"], "--estimator instance_count: use --instance_count"),
-        (["max_retries=3"], "--estimator max_retries: the Estimator has no such argument"),
-        (["max_retry_attempts=3"], "--estimator max_retry_attempts: use --max_retry"),
+        ("--input_path=s3://no-such-bucket/x", "--input_path=s3://no-such-bucket/x: there is no bucket"),
+        ("--output_path=s3://no-such-bucket", "--output_path=s3://no-such-bucket: there is no bucket"),
+        ("--checkpoint_path=s3://no-such-bucket", "--checkpoint_path=s3://no-such-bucket: there is no bucket"),
+        ("--output_path=s3://other-bucket/x", "--output_path=s3://other-bucket/x: bucket .* is in us-west-2"),
+        ("--hyperparams logger.save_dir=s3://none/x", "--hyperparams logger.save_dir=s3://none/x: there is no"),
+        (f"--input_path=s3://{BUCKET}/empty", "--input_path=s3://.*/empty: has no cifar-10-python.tar.gz"),
+        (f"--image_uri={IMAGE}0", f"--image_uri={IMAGE}0: is not in the registry; push it"),
+        (f"--image_uri={IMAGE.replace('tutorial', 'x')}", "--image_uri=.*: is not in the registry; push it"),
     ],
 )
-def test_a_bad_argument_of_the_estimator_ends_in_one_line(items, line):
-    assert error_line("--dry_run", "--estimator", *items, environment=NO_AWS) == line
-
-
-def dry_run(*options: str) -> dict:
-    """The request, with no account, and nobody listening where AWS would be."""
-    environment = NO_AWS | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
-    stdout, stderr = launch("--dry_run", *options, environment=environment)
-    assert stderr == ""
-    return json.loads(stdout.split("\nEach container runs:\n")[0])
-
-
-@pytest.fixture(scope="module")
-def full_request() -> dict:
-    """That of a launch with every option."""
-    options = ["--job_name=my-job", "--max_run=3600", "--volume_size=50", "--keep_alive_period_in_seconds=600"]
-    options += [f"--code_location=s3://{BUCKET}/code/"]
-    options += ["--environment", "A=b=c", "B=1", "--tags", "team=vision", "--subnets", "subnet-1", "subnet-2"]
-    options += ["--security_group_ids", "sg-1", "--encrypt_inter_container_traffic", "--enable_network_isolation"]
-    options += ["--max_retry=2", "--estimator", "output_kms_key=alias/mine"]
-    return dry_run(*options, "--hyperparams", "trainer.max_epochs=1")
-
-
-def test_a_dry_run_without_an_account_prints_a_request_with_every_option(full_request):
-    request = full_request
-    assert request["TrainingJobName"] == "my-job"
-    assert request["RoleArn"] == ROLE
-    assert request["AlgorithmSpecification"]["TrainingImage"] == IMAGE
-    assert request["ResourceConfig"] == {
-        "InstanceType": "ml.g4dn.12xlarge",
-        "InstanceCount": 2,
-        "VolumeSizeInGB": 50,
-        "KeepAlivePeriodInSeconds": 600,
-    }
-    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600}
-    channels = {channel["ChannelName"]: channel["DataSource"]["S3DataSource"] for channel in request["InputDataConfig"]}
-    sources = {name: source["S3Uri"] for name, source in channels.items()}
-    assert sources["training"] == f"s3://{BUCKET}/datasets/cifar-10"
-    assert sources["code"].startswith(f"s3://{BUCKET}/code/my-job/source/")  # without a network SageMaker fetches it
-    assert request["OutputDataConfig"] == {"S3OutputPath": f"s3://{BUCKET}/output", "KmsKeyId": "alias/mine"}
-    assert request["VpcConfig"] == {"Subnets": ["subnet-1", "subnet-2"], "SecurityGroupIds": ["sg-1"]}
-    assert request["Environment"] == {"A": "b=c", "B": "1"}
-    assert request["Tags"] == [{"Key": "team", "Value": "vision"}]
-    assert request["EnableNetworkIsolation"] and request["EnableInterContainerTrafficEncryption"]
-    assert request["RetryStrategy"] == {"MaximumRetryAttempts": 2}
-    assert request["HyperParameters"]["trainer.max_epochs"] == '"1"'
-    model = get_session().get_service_model("sagemaker").operation_model("CreateTrainingJob").input_shape
-    assert not ParamValidator().validate(request, model).has_errors()
-
-
-def test_a_dry_run_prints_the_request_of_a_spot_job():
-    options = ["--spot_instances", "--max_run=3600", "--max_wait=7200", "--max_retry=3"]
-    request = dry_run(*options, f"--checkpoint_path=s3://{BUCKET}/checkpoints/mine")
-    assert request["EnableManagedSpotTraining"] is True
-    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600, "MaxWaitTimeInSeconds": 7200}
-    assert request["CheckpointConfig"] == {"S3Uri": f"s3://{BUCKET}/checkpoints/mine"}
-    assert request["RetryStrategy"] == {"MaximumRetryAttempts": 3}
-    model = get_session().get_service_model("sagemaker").operation_model("CreateTrainingJob").input_shape
-    assert not ParamValidator().validate(request, model).has_errors()
-
-
-def test_spot_instances_without_a_checkpoint_path_are_warned_of():
-    environment = NO_AWS | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
-    stdout, stderr = launch("--dry_run", "--spot_instances=true", environment=environment)
-    request = json.loads(stdout.split("\nEach container runs:\n")[0])
-    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 86400, "MaxWaitTimeInSeconds": 86400}
-    assert stderr == (
-        "run_sagemaker.py: warning: --spot_instances: without --checkpoint_path the job starts anew after each "
-        "interruption\n"
-    )
-
-
-def test_a_job_on_spot_instances_ends_with_what_it_saved(account):
-    account.next_job |= {"billable_time_in_seconds": 90, "training_time_in_seconds": 300}
-    options = ["--job_name=my-job", "--spot_instances", f"--checkpoint_path=s3://{BUCKET}/checkpoints/mine"]
-    stdout, stderr = launch(*options, environment=account.environment)
-    assert stderr == ""
-    assert "\nsaved by spot     70% of 300 seconds of training\n" in stdout
-    assert stdout.endswith(f"\ncheckpoints       s3://{BUCKET}/checkpoints/mine\n")
-
-
-def test_cloudwatch_finds_every_metric_in_the_lines_that_training_prints(full_request):
-    line = (
-        "epoch=4 step=1565 train_loss=0.921277 train_acc=0.67 val_loss=1.2e-05 val_acc=1 images_per_second=592.958\n"
-        "test_loss=0.9 test_acc=0.68"
-    )
-    definitions = full_request["AlgorithmSpecification"]["MetricDefinitions"]
-    found = {item["Name"]: float(re.search(item["Regex"], line)[1]) for item in definitions}
-    assert found == {
-        "train_loss": 0.921277,
-        "train_acc": 0.67,
-        "val_loss": 1.2e-05,
-        "val_acc": 1,
-        "test_loss": 0.9,
-        "test_acc": 0.68,
-        "images_per_second": 592.958,
-    }
-
-
-@pytest.mark.parametrize(
-    "change, options, line",
-    [
-        ("", "--input_path=s3://no-such-bucket/x", "--input_path=s3://no-such-bucket/x: there is no bucket"),
-        ("", "--output_path=s3://no-such-bucket", "--output_path=s3://no-such-bucket: there is no bucket"),
-        ("", "--checkpoint_path=s3://no-such-bucket", "--checkpoint_path=s3://no-such-bucket: there is no bucket"),
-        ("", "--code_location=s3://no-such-bucket/x", "--code_location=s3://no-such-bucket/x: there is no bucket"),
-        ("", "--output_path=s3://other-bucket/x", "--output_path=s3://other-bucket/x: bucket .* is in us-west-2"),
-        ("", "--hyperparams logger.save_dir=s3://none/x", "--hyperparams logger.save_dir=s3://none/x: there is no"),
-        ("", f"--input_path=s3://{BUCKET}/empty", "--input_path=s3://.*/empty: has no cifar-10-python.tar.gz"),
-        ("", f"--image_uri={IMAGE}0", f"--image_uri={IMAGE}0: is not in the registry; push it"),
-        ("", f"--image_uri={IMAGE.replace('tutorial', 'x')}", "--image_uri=.*: is not in the registry; push it"),
-        ("", "--job_name=taken", "--job_name=taken: there is a job of that name already"),
-        ("no region", "", "there is no AWS region; name one, as by: export AWS_DEFAULT_REGION="),
-        ("no credentials", "", "AWS: Unable to locate credentials; make them known with `aws configure`"),
-        ("no such profile", "", r"AWS: The config profile \(nobody\) could not be found"),
-        ("expired", "", "AWS: .*ExpiredToken.*; log in again"),
-        ("no server", "", "AWS: Could not connect to the endpoint URL"),
-        ("denied", "", "AWS: .*(AccessDenied|Forbidden).*; docker/policies/laptop.json lists"),
-    ],
-)
-def test_what_is_missing_in_the_account_is_told_in_one_line_before_the_upload(account, change, options, line):
+def test_what_is_missing_in_the_account_is_told_in_one_line(account, check, options, line):
     s3 = account.client("s3", region="us-west-2")
     s3.create_bucket(Bucket="other-bucket", CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
-    environment = dict(account.environment)
-    if "taken" in options:
-        launch("--wait=false", options, environment=environment)
-    num_objects, num_requests = len(account.keys()), len(account.requests)
-    if change == "no region":
-        del environment["AWS_DEFAULT_REGION"]
-    elif change == "no credentials":
-        environment = {name: value for name, value in environment.items() if "ACCESS_KEY" not in name}
-        environment["AWS_EC2_METADATA_DISABLED"] = "true"
-    elif change == "no such profile":
-        environment["AWS_PROFILE"] = "nobody"
-    elif change == "no server":
-        environment |= {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
-    elif change == "expired":
-        environment["AWS_ENDPOINT_URL"] = Endpoint(error=lambda number: "403 ExpiredToken").url
-    elif change == "denied":
-        allow_nothing = {"Effect": "Allow", "Action": "sts:GetCallerIdentity", "Resource": "*"}
-        policy = json.dumps({"Version": "2012-10-17", "Statement": [allow_nothing]})
-        environment = account.person("newcomer", policy)
-    with account.enforce_policies() if change == "denied" else contextlib.nullcontext():
-        before = time.monotonic()
-        assert re.match(line, error_line(*options.split(), environment=environment))
-        assert time.monotonic() - before < 5
-    assert (len(account.keys()), len(account.requests)) == (num_objects, num_requests)
+    assert re.match(line, check(*options.split()))
 
 
+def test_data_of_another_kind_must_be_there_too(check):
+    assert check(f"--input_path=s3://{BUCKET}/empty", needed_file="") == f"--input_path=s3://{BUCKET}/empty: is empty"
+
+
+def test_a_job_cannot_have_the_name_of_another(account, check):
+    account.client("sagemaker").create_training_job(
+        TrainingJobName="taken",
+        AlgorithmSpecification={"TrainingInputMode": "File"},
+        RoleArn=ROLE,
+        OutputDataConfig={"S3OutputPath": f"s3://{BUCKET}/output"},
+        ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 30},
+        StoppingCondition={"MaxRuntimeInSeconds": 60},
+    )
+    assert check("--job_name=taken") == "--job_name=taken: there is a job of that name already"
+
+
+def test_without_a_region_the_launcher_says_how_to_name_one(account, check):
+    environment = {name: value for name, value in account.environment.items() if name != "AWS_DEFAULT_REGION"}
+    assert check(environment=environment).startswith("there is no AWS region; name one, as by: export AWS_DEFAULT_REG")
+
+
+def test_without_credentials_the_launcher_says_how_to_make_them_known(account, check):
+    environment = {name: value for name, value in account.environment.items() if "ACCESS_KEY" not in name}
+    line = check(environment=environment | {"AWS_EC2_METADATA_DISABLED": "true"})
+    assert line.startswith("AWS: Unable to locate credentials; make them known with `aws configure`")
+
+
+def test_a_profile_that_does_not_exist_is_told(account, check):
+    line = check(environment=account.environment | {"AWS_PROFILE": "nobody"})
+    assert line == "AWS: The config profile (nobody) could not be found"
+
+
+def test_an_expired_token_is_told_with_how_to_get_another(account, check):
+    endpoint = Endpoint(error=lambda number: "403 ExpiredToken")
+    line = check(environment=account.environment | {"AWS_ENDPOINT_URL": endpoint.url})
+    assert re.match("AWS: .*ExpiredToken.*; log in again", line)
+
+
+def test_a_server_that_does_not_answer_is_told(account, check):
+    line = check(environment=account.environment | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"})
+    assert line.startswith("AWS: Could not connect to the endpoint URL")
+
+
+def test_a_missing_permission_is_told_with_the_list_of_all(account, check):
+    allow_nothing = {"Effect": "Allow", "Action": "sts:GetCallerIdentity", "Resource": "*"}
+    newcomer = account.person("newcomer", json.dumps({"Version": "2012-10-17", "Statement": [allow_nothing]}))
+    with account.enforce_policies():
+        line = check(environment=newcomer)
+    assert re.match("AWS: .*(AccessDenied|Forbidden).*; docker/policies/laptop.json lists", line)
+
+
+def test_the_account_is_checked_before_the_upload(account):
+    line = error_line("--output_path=s3://no-such-bucket", environment=account.environment)
+    assert line == "--output_path=s3://no-such-bucket: there is no bucket no-such-bucket"
+    assert account.keys() == ["datasets/cifar-10/cifar-10-python.tar.gz"] and not account.requests
+
+
+@pytest.mark.slow
+def test_the_request_is_checked_before_the_upload(account):
+    line = error_line("--job_name=my_job", environment=account.environment)
+    assert line.startswith("TrainingJobName=my_job: must have the form ")
+    assert account.keys() == ["datasets/cifar-10/cifar-10-python.tar.gz"] and not account.requests
+
+
+@pytest.mark.slow
 def test_a_completed_job_shows_its_log_by_host_and_ends_with_what_it_cost_and_where_the_model_is(account):
     account.next_job |= {"billable_time_in_seconds": 90}
     for host in ("algo-1", "algo-2"):
@@ -318,18 +210,39 @@ checkpoints       s3://{BUCKET}/output/my-job/output/output.tar.gz
     )
 
 
-@pytest.mark.parametrize(
-    "status, secondary_status, reason",
-    [
-        ("Failed", "Failed", "AlgorithmError: train.py: error:\n no GPU"),
-        ("Stopped", "MaxRuntimeExceeded", None),
-    ],
-)
-def test_a_job_that_ends_otherwise_ends_the_launcher_with_1_and_the_reason(account, status, secondary_status, reason):
-    account.next_job = {"training_job_status": status, "secondary_status": secondary_status, "failure_reason": reason}
+JOB = {
+    "TrainingJobName": "my-job",
+    "TrainingJobStatus": "Completed",
+    "SecondaryStatus": "Completed",
+    "ResourceConfig": {"InstanceCount": 2},
+    "ModelArtifacts": {"S3ModelArtifacts": f"s3://{BUCKET}/output/my-job/output/model.tar.gz"},
+    "BillableTimeInSeconds": 90,
+    "TrainingTimeInSeconds": 300,
+}
+
+
+def test_a_job_on_spot_instances_ends_with_what_it_saved(capsys):
+    print_results(JOB | {"EnableManagedSpotTraining": True}, f"s3://{BUCKET}/checkpoints/mine")
+    stdout = capsys.readouterr().out
+    assert "\nsaved by spot     70% of 300 seconds of training\n" in stdout
+    assert stdout.endswith(f"\ncheckpoints       s3://{BUCKET}/checkpoints/mine\n")
+
+
+def test_a_job_that_ends_otherwise_ends_with_the_reason():
+    failed = {"TrainingJobStatus": "Failed", "FailureReason": "AlgorithmError: train.py: error:\n no GPU"}
+    with pytest.raises(RuntimeError, match=r"^job my-job ended as Failed: AlgorithmError: train.py: error: no GPU$"):
+        print_results(JOB | failed, None)
+    stopped = {"TrainingJobStatus": "Stopped", "SecondaryStatus": "MaxRuntimeExceeded"}
+    with pytest.raises(RuntimeError, match=r"^job my-job ended as Stopped: MaxRuntimeExceeded$"):
+        print_results(JOB | stopped, None)
+
+
+@pytest.mark.slow
+def test_a_failed_job_ends_the_launcher_with_1_and_one_line(account):
+    reason = "AlgorithmError: train.py: error:\n no GPU"
+    account.next_job = {"training_job_status": "Failed", "secondary_status": "Failed", "failure_reason": reason}
     line = error_line("--job_name=my-job", environment=account.environment, code=1)
-    reason = "AlgorithmError: train.py: error: no GPU" if reason else secondary_status
-    assert line == f"job my-job ended as {status}: {reason}"
+    assert line == "job my-job ended as Failed: AlgorithmError: train.py: error: no GPU"
 
 
 def test_without_waiting_the_launcher_says_how_to_follow_and_to_stop_the_job(account):
@@ -351,6 +264,7 @@ def waiting(account):
     process.kill()
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_running_and_says_so(account, waiting):
     os.killpg(waiting.pid, signal.SIGINT)
     stdout, stderr = waiting.communicate(timeout=10)
@@ -361,6 +275,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(account, waiting):
     assert job["TrainingJobStatus"] == "InProgress"
 
 
+@pytest.mark.slow
 def test_a_token_that_expires_while_waiting_leaves_the_job_running_and_says_so(account, waiting):
     account.client("iam").delete_access_key(UserName="owner", AccessKeyId=account.environment["AWS_ACCESS_KEY_ID"])
     with account.enforce_policies():
@@ -370,6 +285,7 @@ def test_a_token_that_expires_while_waiting_leaves_the_job_running_and_says_so(a
     assert re.match("run_sagemaker.py: error: AWS: .* security token .* is invalid", stderr) and stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_tutorial_work_as_printed_with_no_more_permissions_than_they_need(aws, tmp_path):
     section = (ROOT / "README.md").read_text().split("### With SageMaker in the cloud")[1].split("\n### ")[0]
     variables, push, upload, train, curves = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
