@@ -11,6 +11,7 @@ What would be started:          the same with --dry_run
 
 import json
 import logging
+import os
 import re
 import shlex
 import tempfile
@@ -121,6 +122,8 @@ def make_estimator(options: Options, container_root: str) -> Any:
     """SageMaker's PyTorch Estimator; `container_root` is for temporary files of containers on this machine."""
     from launcher.sagemaker_sdk import PyTorch, make_session
 
+    if options.dry_run or "://" not in options.input_path + options.output_path:
+        os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # nobody needs the credentials that might be there
     arguments = estimator_arguments(options, PyTorch) | {
         "entry_point": "train.py",
         "source_dir": str(APP_DIR),

@@ -1,10 +1,17 @@
 """What can be missing in the AWS account."""
 
 import contextlib
+import os
 import re
 from typing import Any
 
 from launcher.checks import check_input, folders
+
+
+def find_region() -> str | None:
+    import boto3
+
+    return boto3.Session().region_name or os.environ.get("AWS_REGION")  # which boto3 does not read
 
 
 def check_account(options: Any, needed_file: str) -> None:
@@ -12,7 +19,7 @@ def check_account(options: Any, needed_file: str) -> None:
     import boto3
     from botocore.exceptions import ClientError
 
-    session = boto3.Session()
+    session = boto3.Session(region_name=find_region())
     if not session.region_name:
         raise ValueError("there is no AWS region; name one, as by: export AWS_DEFAULT_REGION=us-east-1")
     account = session.client("sts").get_caller_identity()["Account"]

@@ -27,6 +27,7 @@ from sagemaker.exceptions import UnexpectedStatusException
 from sagemaker.local import LocalSession, image, local_session
 from sagemaker.pytorch import PyTorch as PyTorch
 
+from launcher.account import find_region
 from launcher.local_mode import compose_command, container_user, find_failure, output_of
 
 # Both are wrapped in telemetry, which sends the account's ID, waits without a timeout, and swallows Ctrl-C.
@@ -41,7 +42,7 @@ find_events = sagemaker.logs.multi_stream_iter
 
 def make_session(is_local: bool, container_root: str) -> Session:
     """A session in the person's region, or somewhere if it does not matter; containers' files are in a folder."""
-    boto_session = boto3.Session(region_name=boto3.Session().region_name or "us-east-1")
+    boto_session = boto3.Session(region_name=find_region() or "us-east-1")
     if not is_local:
         return Session(boto_session)
     session = LocalSession(boto_session)

@@ -1,5 +1,6 @@
 """The launcher as a process on the laptop, up to where Docker would start, and what train.py makes of it."""
 
+import functools
 import json
 import os
 import re
@@ -123,6 +124,7 @@ def test_hyperparameters_reach_train_py_unchanged(laptop):
     assert config["optimizer"]["init_args"]["weight_decay"] == -1
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 LOCAL = ("--instance_type=local", "--hyperparams", *CPU)
 
 
@@ -145,6 +147,7 @@ def test_a_wrong_option_ends_in_one_line_at_once(laptop, option, line):
     assert time.monotonic() - before < 5
 
 
+@pytest.mark.slow
 def test_a_wrong_request_ends_in_one_line(laptop):
     result = run_sagemaker("--dry_run", "--hyperparams", f"logger.name={'x' * 2500}", cwd=laptop, code=2)
     assert error_line(result) == "HyperParameters logger.name: 2502 characters, where SageMaker allows 0 to 2500"
@@ -154,8 +157,8 @@ def test_a_wrong_request_ends_in_one_line(laptop):
     "item, line",
     [
         ("trainer.max_epoch=1", "there is no option --trainer.max_epoch; did you mean --trainer.max_epochs?"),
-        ("trainer.max_epochs=many", "--trainer.max_epochs=many is not valid: it must be int or null"),
-        ("model=no_such.Network", "--model=no_such.Network is not valid: it must be LightningModule "),
+        slow("trainer.max_epochs=many", "--trainer.max_epochs=many is not valid: it must be int or null"),
+        slow("model=no_such.Network", "--model=no_such.Network is not valid: it must be LightningModule "),
     ],
 )
 def test_a_wrong_hyperparameter_ends_in_one_line_on_the_laptop(capsys, item, line):
@@ -201,7 +204,7 @@ def test_much_on_stderr_does_not_stop_train_py(tmp_path):
 
 
 def test_an_error_of_python_itself_is_one_line_too(tmp_path):
-    with pytest.raises(ValueError, match="--hyperparams: .*ZeroDivisionError"):
+    with pytest.raises(ValueError, match=r"--hyperparams: .*ZeroDivisionError"):
         end_check(start_check({}, train_py(tmp_path, "1 / 0\n")))
 
 

@@ -149,6 +149,12 @@ def test_without_a_region_the_launcher_says_how_to_name_one(account, check):
     assert check(environment=environment).startswith("there is no AWS region; name one, as by: export AWS_DEFAULT_REG")
 
 
+def test_the_region_can_be_named_as_in_other_sdks(account, check):
+    environment = {name: value for name, value in account.environment.items() if name != "AWS_DEFAULT_REGION"}
+    line = check("--output_path=s3://no-such-bucket", environment=environment | {"AWS_REGION": REGION})
+    assert line == "--output_path=s3://no-such-bucket: there is no bucket no-such-bucket"
+
+
 def test_without_credentials_the_launcher_says_how_to_make_them_known(account, check):
     environment = {name: value for name, value in account.environment.items() if "ACCESS_KEY" not in name}
     line = check(environment=environment | {"AWS_EC2_METADATA_DISABLED": "true"})
