@@ -120,10 +120,10 @@ def make_request(estimator: Any, options: Options) -> dict[str, Any]:
 
 def make_estimator(options: Options, container_root: str) -> Any:
     """SageMaker's PyTorch Estimator; `container_root` is for temporary files of containers on this machine."""
-    from launcher.sagemaker_sdk import PyTorch, make_session
-
     if options.dry_run or "://" not in options.input_path + options.output_path:
         os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # nobody needs the credentials that might be there
+    from launcher.sagemaker_sdk import PyTorch, make_session  # which takes seconds
+
     arguments = estimator_arguments(options, PyTorch) | {
         "entry_point": "train.py",
         "source_dir": str(APP_DIR),
@@ -182,13 +182,13 @@ def train_in_cloud(estimator: Any, job_name: str, options: Options) -> None:
 {job_name} is a job of its own now. Follow it, or stop it:
   aws logs tail /aws/sagemaker/TrainingJobs --follow --log-stream-name-prefix {job_name}/
   aws sagemaker stop-training-job --training-job-name {job_name}"""
-    estimator.fit(inputs(options), job_name=job_name, wait=False)  # waiting there would swallow Ctrl-C
-    print(f"started {job_name}", flush=True)
-    if not options.wait:
-        print(goes_on)
-        return
+    estimator.fit(inputs(options), job_name=job_name, wait=False)
     with errors_in_one_line(aws_exit_code=1):
         try:
+            print(f"started {job_name}", flush=True)
+            if not options.wait:
+                print(goes_on)
+                return
             show_log(estimator.sagemaker_session, job_name)
             job = estimator.sagemaker_session.describe_training_job(job_name)
         except BaseException:  # a signal, an expired token, no network
