@@ -58,7 +58,7 @@ class Options:
     hyperparams: dict[str, str] = option(
         DEFAULT_HYPERPARAMS, "Options of app/train.py; key=null removes one.", "hyperparameters", "trainer.max_epochs=1"
     )
-    metrics: list[str] = option(METRICS, "What CloudWatch finds in the log.", "metric_definitions", "NAME")
+    metrics: list[str] = option(METRICS, "Names of metrics that CloudWatch plots.", "metric_definitions", "NAME")
     environment: dict[str, str] = option({}, "Variables in the containers; AWS shows them to many.", "", "NAME=value")
     job_name: str | None = option(None, "Name of the job, if not that of the image with the time.")
     max_run: int = option(DAY, "Seconds after which SageMaker stops the job, up to 28 days.")
@@ -109,20 +109,11 @@ def launch(options: Options) -> None:
             train_in_cloud(estimator, request["TrainingJobName"], options)
 
 
-def make_request(estimator: Any, options: Options) -> dict[str, Any]:
-    """What `fit` would send to SageMaker; ValueError if SageMaker would not take it."""
-    from launcher.sagemaker_sdk import preview_request
-
-    request = preview_request(estimator, inputs(options), options.job_name)
-    check_request({"HyperParameters": request["HyperParameters"]} if options.is_local else request)
-    return request
-
-
 def make_estimator(options: Options, container_root: str) -> Any:
     """SageMaker's PyTorch Estimator; `container_root` is for temporary files of containers on this machine."""
     if options.dry_run or "://" not in options.input_path + options.output_path:
         os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # nobody needs the credentials that might be there
-    from launcher.sagemaker_sdk import PyTorch, make_session  # which takes seconds
+    from launcher.sagemaker_sdk import PyTorch, make_session  # takes seconds to import
 
     arguments = estimator_arguments(options, PyTorch) | {
         "entry_point": "train.py",
@@ -140,6 +131,15 @@ def make_estimator(options: Options, container_root: str) -> Any:
         "sagemaker_session": make_session(options.is_local, container_root),
     }
     return PyTorch(**arguments | options.estimator)
+
+
+def make_request(estimator: Any, options: Options) -> dict[str, Any]:
+    """What `fit` would send to SageMaker; ValueError if SageMaker would not take it."""
+    from launcher.sagemaker_sdk import preview_request
+
+    request = preview_request(estimator, inputs(options), options.job_name)
+    check_request({"HyperParameters": request["HyperParameters"]} if options.is_local else request)
+    return request
 
 
 def inputs(options: Options) -> dict[str, str]:

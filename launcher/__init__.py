@@ -1,1 +1,1 @@
-"""What run_sagemaker.py need not show. Nothing here knows app/."""
+"""The machinery of run_sagemaker.py, which imports it; nothing here knows app/."""

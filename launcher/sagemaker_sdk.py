@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ import boto3
 os.environ["SAGEMAKER_SUPPRESS_V2_WARNING"] = "1"
 for name in ("sagemaker", "sagemaker.config", "botocore"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
+excepthook = sys.excepthook
 
 import sagemaker.logs
 from sagemaker import Session
@@ -30,6 +32,7 @@ from sagemaker.pytorch import PyTorch as PyTorch
 from launcher.account import find_region
 from launcher.local_mode import compose_command, container_user, find_failure, output_of
 
+sys.excepthook = excepthook  # which the SDK has replaced
 # Both are wrapped in telemetry, which sends the account's ID, waits without a timeout, and swallows Ctrl-C.
 EstimatorBase.fit = EstimatorBase.fit.__wrapped__
 local_session.LocalSagemakerClient.create_training_job = (
@@ -76,13 +79,7 @@ def find_events_of_hosts(client: Any, group: str, streams: list[str], positions:
 
 
 def fit_in_containers(estimator: Any, inputs: dict[str, str], checkpoint_path: str | None) -> None:
-    """Trains in containers of this machine, and removes them whatever happens.
-
-    What SageMaker does with a checkpoint path, and the SDK refuses to do here, one folder for all containers does.
-
-    Raises:
-        RuntimeError: A container failed; the message names it and repeats its last lines.
-    """
+    """Trains in containers of this machine, which share the folder of checkpoints; RuntimeError if one fails."""
     Containers.checkpoint_path = checkpoint_path
     local_session._SageMakerContainer = Containers
     estimator.fit(inputs, wait=False)
