@@ -1,17 +1,23 @@
-"""The launcher on the laptop, up to where Docker would start: options, request, and what train.py makes of it."""
+"""The launcher as a process on the laptop, up to where Docker would start, and what train.py makes of it."""
 
+import functools
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 from programs import ENVIRONMENT, ROOT
 from toolkit import Host, free_port
+
+from launcher.checks import end_check, start_check
+from launcher.command_line import errors_in_one_line
+from run_sagemaker import APP_DIR, DEFAULT_HYPERPARAMS
 
 CPU = ("trainer.accelerator=cpu", "trainer.devices=1")
 AWS = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("AWS_")}
@@ -43,7 +49,7 @@ def laptop(tmp_path: Path) -> Path:
 def test_help_explains_every_option(tmp_path):
     usage = run_sagemaker("--help", cwd=tmp_path).stdout
     options = re.findall(r"^  --(\w+)", usage, re.MULTILINE)
-    assert {"image_uri", "max_run", "estimator", "wait", "dry_run"} < set(options) and len(options) > 20
+    assert {"image_uri", "max_run", "estimator", "wait", "dry_run"} < set(options) and len(options) > 15
     for option in options:
         explanation = usage.split(f"\n  --{option}")[1].split("\n  --")[0].partition("\n")
         assert len("".join(explanation[2]).split("(default")[0].strip()) > 20, option
@@ -69,6 +75,7 @@ def test_a_dry_run_prints_request_and_command_line(laptop):
     assert not (laptop / "output").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_connects_to_nothing(laptop):
     # sitecustomize.py is what Python runs first.
     (laptop / "sitecustomize.py").write_text(
@@ -80,6 +87,7 @@ def test_a_dry_run_connects_to_nothing(laptop):
     assert run_sagemaker("--dry_run", cwd=laptop, PYTHONPATH=str(laptop)).stderr == ""
 
 
+@pytest.mark.slow
 def test_hyperparameters_reach_train_py_unchanged(laptop):
     values = {
         "logger.name": "a=b",
@@ -116,61 +124,88 @@ def test_hyperparameters_reach_train_py_unchanged(laptop):
     assert config["optimizer"]["init_args"]["weight_decay"] == -1
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 LOCAL = ("--instance_type=local", "--hyperparams", *CPU)
 
 
+def error_line(result: subprocess.CompletedProcess) -> str:
+    """The only line on stderr."""
+    assert result.stderr.count("\n") == 1 and result.stdout == ""
+    return result.stderr.removeprefix("run_sagemaker.py: error: ").rstrip("\n")
+
+
 @pytest.mark.parametrize(
-    "options, line",
+    "option, line",
     [
-        (["--instance_count=0"], "--instance_count=0: must be 1 or more"),
-        (
-            ["--instance_count=two"],
-            "Parser key .instance_count.: Expected .*int.* Got value: two; --help explains ",
-        ),
-        (["--instance_cont=2"], "unrecognized arguments: --instance_cont=2; --help explains all options"),
-        (["--instance_type=gpu"], "--instance_type=gpu: SageMaker does not know it; did you mean "),
-        (["--wait=false", *LOCAL], "--wait=false: containers on this machine end with the launcher"),
-        (["--instance_count=2"], "--instance_count=2: one container takes all GPUs; or train on the CPU with "),
-        (
-            ["--instance_type=local"],
-            "--instance_type=local: has no GPU for trainer.accelerator=gpu; train ",
-        ),
-        (["--input_path=no-such-folder"], "--input_path=no-such-folder: is no folder; README.md says how to make it"),
-        (["--input_path=."], "--input_path=.: has no cifar-10-python.tar.gz; README.md says how to get it"),
-        (["--spot_instances", *LOCAL], "--spot_instances: is for jobs in the cloud, with --instance_type=ml"),
-        (["--max_retry=2", *LOCAL], "--max_retry: is for jobs in the cloud, with --instance_type=ml"),
-        (["--checkpoint_path=s3://b/c", *LOCAL], "--checkpoint_path=s3://b/c: must be a folder of this machine"),
-        ([*LOCAL, "trainer.max_epochs"], "--hyperparams trainer.max_epochs: must be key=value, such as "),
-        ([*LOCAL, "=1"], "--hyperparams =1: must be key=value, such as "),
+        ("--instance_cont=2", "unrecognized arguments: --instance_cont=2; --help explains all options"),
+        ("--instance_count=0", "--instance_count=0: must be 1 or more"),
     ],
 )
-def test_a_wrong_option_ends_in_one_line_at_once(laptop, options, line):
-    result = run_sagemaker(*options, cwd=laptop, code=2)
-    assert result.stderr.count("\n") == 1
-    assert re.match(f"run_sagemaker.py: error: {line}", result.stderr)
+def test_a_wrong_option_ends_in_one_line_at_once(laptop, option, line):
+    before = time.monotonic()
+    assert error_line(run_sagemaker(option, cwd=laptop, code=2)) == line
+    assert time.monotonic() - before < 5
+
+
+@pytest.mark.slow
+def test_a_wrong_request_ends_in_one_line(laptop):
+    result = run_sagemaker("--dry_run", "--hyperparams", f"logger.name={'x' * 2500}", cwd=laptop, code=2)
+    assert error_line(result) == "HyperParameters logger.name: 2502 characters, where SageMaker allows 0 to 2500"
 
 
 @pytest.mark.parametrize(
     "item, line",
     [
         ("trainer.max_epoch=1", "there is no option --trainer.max_epoch; did you mean --trainer.max_epochs?"),
-        ("trainer.max_epochs=many", "--trainer.max_epochs=many is not valid: it must be int or null"),
-        (
-            "model=no_such.Network",
-            "--model=no_such.Network is not valid: it must be LightningModule ",
-        ),
+        slow("trainer.max_epochs=many", "--trainer.max_epochs=many is not valid: it must be int or null"),
+        slow("model=no_such.Network", "--model=no_such.Network is not valid: it must be LightningModule "),
     ],
 )
-def test_a_wrong_hyperparameter_ends_in_one_line_on_the_laptop(laptop, item, line):
-    result = run_sagemaker("--dry_run", "--hyperparams", item, cwd=laptop, code=2)
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith(f"run_sagemaker.py: error: --hyperparams: {line}")
+def test_a_wrong_hyperparameter_ends_in_one_line_on_the_laptop(capsys, item, line):
+    with pytest.raises(SystemExit) as end, errors_in_one_line():
+        end_check(start_check(DEFAULT_HYPERPARAMS | dict([item.split("=")]), APP_DIR))
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"run_sagemaker.py: error: --hyperparams: {line}")
 
 
-def test_more_hyperparameters_than_sagemaker_allows_are_refused(laptop):
-    items = [f"trainer.limit_{number}=1" for number in range(100)]
-    result = run_sagemaker("--dry_run", "--hyperparams", *items, cwd=laptop, code=2)
-    assert result.stderr == ("run_sagemaker.py: error: --hyperparams: 112 entries, where SageMaker allows 0 to 100\n")
+def train_py(folder: Path, text: str) -> Path:
+    """A folder with a train.py of one's own."""
+    (folder / "train.py").write_text(text)
+    return folder
+
+
+def test_train_py_checks_its_options_as_in_a_container(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SM_OUTPUT_DIR", "/elsewhere")
+    text = "import os, sys\n"
+    text += "seen = [f'{name}={value}' for name, value in sorted(os.environ.items()) if name.startswith('SM_')]\n"
+    text += "sys.exit(f'train.py: error: {seen} {sys.argv[1:]}')\n"
+    seen = {
+        "SM_CHANNEL_TRAINING": "/opt/ml/input/data/training",
+        "SM_CURRENT_HOST": "algo-1",
+        "SM_HOSTS": '["algo-1"]',
+        "SM_MODEL_DIR": "/opt/ml/model",
+        "SM_OUTPUT_DATA_DIR": "/opt/ml/output/data",
+    }
+    with pytest.raises(ValueError) as error:
+        end_check(start_check({"b": "2", "a": "x=y"}, train_py(tmp_path, text)))
+    expected = [f"{name}={value}" for name, value in seen.items()]
+    assert str(error.value) == f"--hyperparams: {expected} {['--a=x=y', '--b=2', '--print_config']}"
+
+
+def test_the_warnings_of_train_py_are_repeated_once(tmp_path, capsys):
+    text = "import sys\nfor line in ['train.py: warning: no data_dir'] * 2 + ['something else']:\n"
+    text += "    print(line, file=sys.stderr)\n"
+    end_check(start_check({}, train_py(tmp_path, text)))
+    assert capsys.readouterr().err == "run_sagemaker.py: warning: no data_dir\n"
+
+
+def test_much_on_stderr_does_not_stop_train_py(tmp_path):
+    end_check(start_check({}, train_py(tmp_path, "import sys\nprint('x' * 10**6, file=sys.stderr)\n")))
+
+
+def test_an_error_of_python_itself_is_one_line_too(tmp_path):
+    with pytest.raises(ValueError, match=r"--hyperparams: .*ZeroDivisionError"):
+        end_check(start_check({}, train_py(tmp_path, "1 / 0\n")))
 
 
 def test_without_docker_the_launcher_says_where_to_get_it(laptop):

@@ -1,0 +1,56 @@
+"""Docker on this machine: what must be there, and why a container failed."""
+
+import os
+import re
+import shutil
+import subprocess
+from typing import Any
+
+USE_CPU = "train on the CPU with --instance_type={} --hyperparams trainer.accelerator=cpu trainer.devices=1"
+
+
+def output_of(*command: str) -> subprocess.CompletedProcess:
+    """What a command prints and its exit code, whatever that is."""
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+
+
+def check_machine(options: Any) -> None:
+    """Raises ValueError for what is missing on this machine."""
+    has_gpu = shutil.which("nvidia-smi") and "GPU 0" in output_of("nvidia-smi", "-L").stdout
+    if options.instance_type == "local_gpu" and not has_gpu:
+        raise ValueError(f"--instance_type=local_gpu: nvidia-smi finds no GPU; {USE_CPU.format('local')}")
+    if not shutil.which("docker"):
+        raise ValueError("there is no `docker` on this machine; see https://docs.docker.com/engine/install/")
+    version = output_of("docker", "version")
+    if version.returncode:
+        raise ValueError(f"Docker is not running, or not for you: {version.stdout.strip().splitlines()[-1]}")
+    compose_command()
+    if "/" not in options.image_uri and output_of("docker", "image", "inspect", options.image_uri).returncode:
+        raise ValueError(f"--image_uri={options.image_uri}: not built yet; build it with ./docker/build-image.sh")
+
+
+def compose_command() -> list[str]:
+    """Docker Compose's, of any version; ValueError if there is none."""
+    if output_of("docker", "compose", "version").returncode == 0:
+        return ["docker", "compose"]
+    if shutil.which("docker-compose"):
+        return ["docker-compose"]
+    raise ValueError("there is no Docker Compose on this machine; see https://docs.docker.com/compose/install/")
+
+
+def container_user() -> dict[str, str]:
+    """To whom the containers' files will belong; where Docker runs without root, they belong to the person anyway."""
+    rootless = "rootless" in output_of("docker", "info", "--format", "{{.SecurityOptions}}").stdout
+    return {} if rootless else {"user": f"{os.getuid()}:{os.getgid()}"}
+
+
+def find_failure(containers: list[str]) -> str:
+    """Name, exit code and last lines of the container that ended first without success, if there is one."""
+    state = "{{.State.FinishedAt}} {{.State.ExitCode}} {{.Name}}"
+    states = output_of("docker", "inspect", "--format", state, *containers).stdout
+    failures = re.findall(r"^(\S+)Z ([1-9]\d*) /(\S+)$", states, re.MULTILINE)
+    if not failures:
+        return ""
+    _, code, name = min(failures)
+    log = output_of("docker", "logs", "--tail", "10", name).stdout
+    return f"container {name} failed with exit code {code}; its last lines:\n{log}"

@@ -1,0 +1,131 @@
+"""All names of the SageMaker SDK that are private or replaced. Importing this takes seconds.
+
+tests/test_launcher_sdk.py fails when the SDK changes one of them.
+"""
+
+# ruff: noqa: E402 - the SDK must be kept quiet before it is imported.
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import boto3
+
+os.environ["SAGEMAKER_SUPPRESS_V2_WARNING"] = "1"
+for name in ("sagemaker", "sagemaker.config", "botocore"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+excepthook = sys.excepthook
+
+import sagemaker.logs
+from sagemaker import Session
+from sagemaker.estimator import EstimatorBase
+from sagemaker.exceptions import UnexpectedStatusException
+from sagemaker.local import LocalSession, image, local_session
+from sagemaker.pytorch import PyTorch as PyTorch
+
+from launcher.account import find_region
+from launcher.local_mode import compose_command, container_user, find_failure, output_of
+
+sys.excepthook = excepthook  # which the SDK has replaced
+# Both are wrapped in telemetry, which sends the account's ID, waits without a timeout, and swallows Ctrl-C.
+EstimatorBase.fit = EstimatorBase.fit.__wrapped__
+local_session.LocalSagemakerClient.create_training_job = (
+    local_session.LocalSagemakerClient.create_training_job.__wrapped__
+)
+# The SDK knows version 2 of Docker Compose only: aws/sagemaker-python-sdk #5739, #4137.
+image._SageMakerContainer._get_compose_cmd_prefix = staticmethod(compose_command)
+find_events = sagemaker.logs.multi_stream_iter
+
+
+def make_session(is_local: bool, container_root: str) -> Session:
+    """A session in the person's region, or somewhere if it does not matter; containers' files are in a folder."""
+    boto_session = boto3.Session(region_name=find_region() or "us-east-1")
+    if not is_local:
+        return Session(boto_session)
+    session = LocalSession(boto_session)
+    session.config = {"local": {"local_code": True, "container_root": container_root}}
+    return session
+
+
+def preview_request(estimator: Any, inputs: dict[str, str], job_name: str | None) -> dict[str, Any]:
+    """The CreateTrainingJob request of `fit`, without sending it, and without sending the code to S3."""
+    request = {}
+    session = estimator.sagemaker_session
+    clients = session.sagemaker_client, session.s3_resource
+    session.sagemaker_client = SimpleNamespace(create_training_job=request.update)
+    session.s3_resource = SimpleNamespace(Object=lambda *_: SimpleNamespace(upload_file=lambda *_, **__: None))
+    estimator.fit(inputs, job_name=job_name, wait=False)
+    session.sagemaker_client, session.s3_resource = clients
+    return request
+
+
+def show_log(session: Session, job_name: str) -> None:
+    """Prints a job's log until the job ends, in whatever way, each line after the name of its host."""
+    sagemaker.logs.multi_stream_iter = find_events_of_hosts
+    with contextlib.suppress(UnexpectedStatusException):
+        session.logs_for_job(job_name, wait=True)
+
+
+def find_events_of_hosts(client: Any, group: str, streams: list[str], positions: dict) -> Iterator[tuple[int, dict]]:
+    for index, event in find_events(client, group, streams, positions):
+        host = streams[index].partition("/")[2].rpartition("-")[0]  # job/algo-1-1234567890
+        yield index, event | {"message": f"{host}  {event['message']}"}
+
+
+def fit_in_containers(estimator: Any, inputs: dict[str, str], checkpoint_path: str | None) -> None:
+    """Trains in containers of this machine, which share the folder of checkpoints; RuntimeError if one fails."""
+    Containers.checkpoint_path = checkpoint_path
+    local_session._SageMakerContainer = Containers
+    estimator.fit(inputs, wait=False)
+
+
+class Containers(image._SageMakerContainer):
+    """Mends what the SDK's own class does wrong for us."""
+
+    checkpoint_path: str | None = None
+    succeeded = False
+
+    def _compose(self, detached: bool = False) -> list[str]:
+        return [*super()._compose(detached), "--no-color"]  # stream_output looks at how a line begins
+
+    def _create_docker_host(self, host: str, *args: Any) -> dict[str, Any]:
+        service = super()._create_docker_host(host, *args)
+        if self.checkpoint_path:
+            folder = Path(self.checkpoint_path.removeprefix("file://")).absolute()
+            service["volumes"].append(f"{folder}:/opt/ml/checkpoints")
+        for volume in service["volumes"]:
+            Path(volume.split(":")[0]).mkdir(parents=True, exist_ok=True)  # Docker would do it, as root
+        # Threads that outnumber the cores wait for each other.
+        num_threads = max(1, os.cpu_count() // self.instance_count)
+        service["environment"] = [*service["environment"], f"OMP_NUM_THREADS={num_threads}"]
+        return service | container_user() | {"container_name": host, "shm_size": "2gb", "tty": False}
+
+    def train(self, *args: Any) -> str:
+        image._stream_output = self.stream_output  # the SDK's own loses the last lines
+        try:
+            return super().train(*args)
+        finally:
+            output_of(*compose_command(), "-f", f"{self.container_root}/{image.DOCKER_COMPOSE_FILENAME}", "down")
+
+    def stream_output(self, process: subprocess.Popen) -> None:
+        """Prints the containers' log, and what Compose itself says only if there is no container to blame."""
+        remarks = []
+        for line in process.stdout:
+            text = line.decode(errors="replace")
+            if text.startswith(image.CONTAINER_PREFIX):
+                print(text, end="", flush=True)
+            else:
+                remarks.append(text)
+        if process.wait():
+            raise RuntimeError(find_failure(self.hosts) or f"Docker Compose failed:\n{''.join(remarks[-10:])}")
+        self.succeeded = True
+
+    def retrieve_artifacts(self, *args: Any) -> str:
+        # After a failure the SDK would overwrite the model of an earlier run with an empty one.
+        return super().retrieve_artifacts(*args) if self.succeeded else ""

@@ -1,0 +1,365 @@
+"""Jobs in the cloud, with an AWS of our own: what is checked, what is sent, what becomes of it."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from archives import cifar10_files, write_archive
+from aws import ACCOUNT, AWS, BUCKET, REGION, ROLE, Endpoint
+from programs import ROOT
+
+from launcher.account import check_account
+from launcher.command_line import errors_in_one_line, parse_options
+from run_sagemaker import ARCHIVE, Options, print_results
+
+IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/sagemaker-tutorial:1"
+OPTIONS = (
+    f"--image_uri={IMAGE}",
+    f"--role={ROLE}",
+    "--instance_type=ml.g4dn.12xlarge",
+    "--instance_count=2",
+    f"--input_path=s3://{BUCKET}/datasets/cifar-10",
+    f"--output_path=s3://{BUCKET}/output",
+)
+TINY = ("model=tiny.Tiny", "data.verify=false", "data.val_split=20", "data.batch_size=10")
+CPU = ("trainer.accelerator=cpu", "trainer.devices=1")
+
+
+def start(*options: str, environment: dict[str, str], **kwargs) -> subprocess.Popen:
+    """Starts `python run_sagemaker.py` for a job in the cloud."""
+    command = [sys.executable, ROOT / "run_sagemaker.py", *OPTIONS, *options]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **output, **kwargs)
+
+
+def launch(*options: str, environment: dict[str, str], code: int = 0) -> tuple[str, str]:
+    """What the launcher prints on stdout and stderr; checks its exit code."""
+    process = start(*options, environment=environment)
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == code, f"exit code {process.returncode}\n{stdout}\n{stderr}"
+    return stdout, stderr
+
+
+def error_line(*options: str, environment: dict[str, str], code: int = 2) -> str:
+    """The only line on stderr."""
+    _, stderr = launch(*options, environment=environment, code=code)
+    assert stderr.count("\n") == 1, stderr
+    return stderr.removeprefix("run_sagemaker.py: error: ").rstrip("\n")
+
+
+@pytest.fixture
+def account(aws, tmp_path):
+    """An account in which the tutorial has come as far as the launch: with the data in S3 and the image in ECR."""
+    archive = write_archive(tmp_path, cifar10_files())
+    aws.client("s3").upload_file(str(archive), BUCKET, "datasets/cifar-10/cifar-10-python.tar.gz")
+    put_image(aws, tag="1")
+    return aws
+
+
+def put_image(aws: AWS, tag: str) -> None:
+    ecr = aws.client("ecr")
+    ecr.create_repository(repositoryName="sagemaker-tutorial")
+    media_type = "application/vnd.docker.distribution.manifest.v2+json"
+    manifest = {"schemaVersion": 2, "mediaType": media_type, "config": {"digest": f"sha256:{0:064}"}, "layers": []}
+    ecr.put_image(repositoryName="sagemaker-tutorial", imageManifest=json.dumps(manifest), imageTag=tag)
+
+
+def copy_project(folder: Path) -> Path:
+    """A copy of what the tutorial's commands use, with a small archive in .cache."""
+    project = folder / "project"
+    for name in ("app", "docker", "launcher"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("run_sagemaker.py", "upload-cifar-10.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, project)
+    (project / ".cache").mkdir()
+    write_archive(project / ".cache", cifar10_files())
+    return project
+
+
+@pytest.fixture
+def check(account, monkeypatch, capsys):
+    """Checks the account as the launcher does: `check("--job_name=x", ...)` is the only line on stderr."""
+
+    def check_as(*options: str, environment: dict[str, str] | None = None, needed_file: str = ARCHIVE) -> str:
+        before = time.monotonic()
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as end, errors_in_one_line():
+            for name in [name for name in os.environ if name.startswith("AWS_")]:
+                patch.delenv(name)
+            for name, value in (environment or account.environment).items():
+                patch.setenv(name, value)
+            check_account(parse_options(Options, [*OPTIONS, *options]), needed_file)
+        assert end.value.code == 2
+        assert time.monotonic() - before < 5
+        stderr = capsys.readouterr().err
+        assert stderr.count("\n") == 1
+        return stderr.removeprefix("run_sagemaker.py: error: ").rstrip()
+
+    return check_as
+
+
+@pytest.mark.parametrize(
+    "options, line",
+    [
+        ("--input_path=s3://no-such-bucket/x", "--input_path=s3://no-such-bucket/x: there is no bucket"),
+        ("--output_path=s3://no-such-bucket", "--output_path=s3://no-such-bucket: there is no bucket"),
+        ("--checkpoint_path=s3://no-such-bucket", "--checkpoint_path=s3://no-such-bucket: there is no bucket"),
+        ("--output_path=s3://other-bucket/x", "--output_path=s3://other-bucket/x: bucket .* is in us-west-2"),
+        ("--hyperparams logger.save_dir=s3://none/x", "--hyperparams logger.save_dir=s3://none/x: there is no"),
+        (f"--input_path=s3://{BUCKET}/empty", "--input_path=s3://.*/empty: has no cifar-10-python.tar.gz"),
+        (f"--image_uri={IMAGE}0", f"--image_uri={IMAGE}0: is not in the registry; push it"),
+        (f"--image_uri={IMAGE.replace('tutorial', 'x')}", "--image_uri=.*: is not in the registry; push it"),
+    ],
+)
+def test_what_is_missing_in_the_account_is_told_in_one_line(account, check, options, line):
+    s3 = account.client("s3", region="us-west-2")
+    s3.create_bucket(Bucket="other-bucket", CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
+    assert re.match(line, check(*options.split()))
+
+
+def test_data_of_another_kind_must_be_there_too(check):
+    assert check(f"--input_path=s3://{BUCKET}/empty", needed_file="") == f"--input_path=s3://{BUCKET}/empty: is empty"
+
+
+def test_a_job_cannot_have_the_name_of_another(account, check):
+    account.client("sagemaker").create_training_job(
+        TrainingJobName="taken",
+        AlgorithmSpecification={"TrainingInputMode": "File"},
+        RoleArn=ROLE,
+        OutputDataConfig={"S3OutputPath": f"s3://{BUCKET}/output"},
+        ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 30},
+        StoppingCondition={"MaxRuntimeInSeconds": 60},
+    )
+    assert check("--job_name=taken") == "--job_name=taken: there is a job of that name already"
+
+
+def test_without_a_region_the_launcher_says_how_to_name_one(account, check):
+    environment = {name: value for name, value in account.environment.items() if name != "AWS_DEFAULT_REGION"}
+    assert check(environment=environment).startswith("there is no AWS region; name one, as by: export AWS_DEFAULT_REG")
+
+
+def test_the_region_can_be_named_as_in_other_sdks(account, check):
+    environment = {name: value for name, value in account.environment.items() if name != "AWS_DEFAULT_REGION"}
+    line = check("--output_path=s3://no-such-bucket", environment=environment | {"AWS_REGION": REGION})
+    assert line == "--output_path=s3://no-such-bucket: there is no bucket no-such-bucket"
+
+
+def test_without_credentials_the_launcher_says_how_to_make_them_known(account, check):
+    environment = {name: value for name, value in account.environment.items() if "ACCESS_KEY" not in name}
+    line = check(environment=environment | {"AWS_EC2_METADATA_DISABLED": "true"})
+    assert line.startswith("AWS: Unable to locate credentials; make them known with `aws configure`")
+
+
+def test_a_profile_that_does_not_exist_is_told(account, check):
+    line = check(environment=account.environment | {"AWS_PROFILE": "nobody"})
+    assert line == "AWS: The config profile (nobody) could not be found"
+
+
+def test_an_expired_token_is_told_with_how_to_get_another(account, check):
+    endpoint = Endpoint(error=lambda number: "403 ExpiredToken")
+    line = check(environment=account.environment | {"AWS_ENDPOINT_URL": endpoint.url})
+    assert re.match("AWS: .*ExpiredToken.*; log in again", line)
+
+
+def test_a_server_that_does_not_answer_is_told(account, check):
+    line = check(environment=account.environment | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"})
+    assert line.startswith("AWS: Could not connect to the endpoint URL")
+
+
+def test_a_missing_permission_is_told_with_the_list_of_all(account, check):
+    allow_nothing = {"Effect": "Allow", "Action": "sts:GetCallerIdentity", "Resource": "*"}
+    newcomer = account.person("newcomer", json.dumps({"Version": "2012-10-17", "Statement": [allow_nothing]}))
+    with account.enforce_policies():
+        line = check(environment=newcomer)
+    assert re.match("AWS: .*(AccessDenied|Forbidden).*; docker/policies/laptop.json lists", line)
+
+
+def test_the_account_is_checked_before_the_upload(account):
+    line = error_line("--output_path=s3://no-such-bucket", environment=account.environment)
+    assert line == "--output_path=s3://no-such-bucket: there is no bucket no-such-bucket"
+    assert account.keys() == ["datasets/cifar-10/cifar-10-python.tar.gz"] and not account.requests
+
+
+@pytest.mark.slow
+def test_the_request_is_checked_before_the_upload(account):
+    line = error_line("--job_name=my_job", environment=account.environment)
+    assert line.startswith("TrainingJobName=my_job: must have the form ")
+    assert account.keys() == ["datasets/cifar-10/cifar-10-python.tar.gz"] and not account.requests
+
+
+@pytest.mark.slow
+def test_a_completed_job_shows_its_log_by_host_and_ends_with_what_it_cost_and_where_the_model_is(account):
+    account.next_job |= {"billable_time_in_seconds": 90}
+    for host in ("algo-1", "algo-2"):
+        account.log("my-job", host, [f"hello from {host}"])
+    stdout, stderr = launch("--job_name=my-job", environment=account.environment)
+    assert stderr == ""
+    assert "algo-1  hello from algo-1\n" in stdout and "\nalgo-2  hello from algo-2\n" in stdout
+    assert stdout.endswith(
+        f"""
+job               my-job: Completed
+billable seconds  180 (90 on each of 2 instances)
+model             s3://{BUCKET}/output/my-job/output/model.tar.gz
+checkpoints       s3://{BUCKET}/output/my-job/output/output.tar.gz
+"""
+    )
+
+
+JOB = {
+    "TrainingJobName": "my-job",
+    "TrainingJobStatus": "Completed",
+    "SecondaryStatus": "Completed",
+    "ResourceConfig": {"InstanceCount": 2},
+    "ModelArtifacts": {"S3ModelArtifacts": f"s3://{BUCKET}/output/my-job/output/model.tar.gz"},
+    "BillableTimeInSeconds": 90,
+    "TrainingTimeInSeconds": 300,
+}
+
+
+def test_a_job_on_spot_instances_ends_with_what_it_saved(capsys):
+    print_results(JOB | {"EnableManagedSpotTraining": True}, f"s3://{BUCKET}/checkpoints/mine")
+    stdout = capsys.readouterr().out
+    assert "\nsaved by spot     70% of 300 seconds of training\n" in stdout
+    assert stdout.endswith(f"\ncheckpoints       s3://{BUCKET}/checkpoints/mine\n")
+
+
+def test_a_job_that_ends_otherwise_ends_with_the_reason():
+    failed = {"TrainingJobStatus": "Failed", "FailureReason": "AlgorithmError: train.py: error:\n no GPU"}
+    with pytest.raises(RuntimeError, match=r"^job my-job ended as Failed: AlgorithmError: train.py: error: no GPU$"):
+        print_results(JOB | failed, None)
+    stopped = {"TrainingJobStatus": "Stopped", "SecondaryStatus": "MaxRuntimeExceeded"}
+    with pytest.raises(RuntimeError, match=r"^job my-job ended as Stopped: MaxRuntimeExceeded$"):
+        print_results(JOB | stopped, None)
+
+
+@pytest.mark.slow
+def test_a_failed_job_ends_the_launcher_with_1_and_one_line(account):
+    reason = "AlgorithmError: train.py: error:\n no GPU"
+    account.next_job = {"training_job_status": "Failed", "secondary_status": "Failed", "failure_reason": reason}
+    line = error_line("--job_name=my-job", environment=account.environment, code=1)
+    assert line == "job my-job ended as Failed: AlgorithmError: train.py: error: no GPU"
+
+
+def test_without_waiting_the_launcher_says_how_to_follow_and_to_stop_the_job(account):
+    account.next_job = {"training_job_status": "InProgress", "secondary_status": "Starting"}
+    stdout, stderr = launch("--job_name=my-job", "--wait=false", environment=account.environment)
+    assert stderr == ""
+    assert "aws logs tail /aws/sagemaker/TrainingJobs --follow --log-stream-name-prefix my-job/\n" in stdout
+    assert "aws sagemaker stop-training-job --training-job-name my-job\n" in stdout
+
+
+@pytest.fixture
+def waiting(account):
+    """A launcher that waits for the job my-job."""
+    account.next_job = {"training_job_status": "InProgress", "secondary_status": "Training"}
+    process = start("--job_name=my-job", environment=account.environment, start_new_session=True)
+    while "started my-job" not in process.stdout.readline():
+        assert process.poll() is None
+    yield process
+    process.kill()
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_the_job_running_and_says_so(account, waiting):
+    os.killpg(waiting.pid, signal.SIGINT)
+    stdout, stderr = waiting.communicate(timeout=10)
+    assert waiting.returncode == 130
+    assert "aws sagemaker stop-training-job --training-job-name my-job\n" in stdout
+    assert stderr == "run_sagemaker.py: error: stopped by SIGINT\n"
+    job = account.client("sagemaker").describe_training_job(TrainingJobName="my-job")
+    assert job["TrainingJobStatus"] == "InProgress"
+
+
+@pytest.mark.slow
+def test_a_token_that_expires_while_waiting_leaves_the_job_running_and_says_so(account, waiting):
+    account.client("iam").delete_access_key(UserName="owner", AccessKeyId=account.environment["AWS_ACCESS_KEY_ID"])
+    with account.enforce_policies():
+        stdout, stderr = waiting.communicate(timeout=60)
+    assert waiting.returncode == 1
+    assert "aws sagemaker stop-training-job --training-job-name my-job\n" in stdout
+    assert re.match("run_sagemaker.py: error: AWS: .* security token .* is invalid", stderr) and stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_tutorial_work_as_printed_with_no_more_permissions_than_they_need(aws, tmp_path):
+    section = (ROOT / "README.md").read_text().split("### With SageMaker in the cloud")[1].split("\n### ")[0]
+    variables, push, upload, train, curves = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    for placeholder, value in ("<account-id>", ACCOUNT), ("<role-name>", "sagemaker"), ("<my-bucket>", BUCKET):
+        variables = variables.replace(placeholder, value)
+    project = copy_project(tmp_path)
+    person, role = aws.person_with("laptop"), aws.person_with("execution-role")
+    aws.next_job = {"training_job_status": "InProgress", "secondary_status": "Training"}
+
+    def start(command: str, **changed: str) -> subprocess.Popen:
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(["bash", "-ec", variables + command], cwd=project, env=person | changed, **output)
+
+    with aws.enforce_policies():
+        # The push needs Docker: tests/test_registry.py. This is what it would leave in the registry.
+        assert push == "./docker/push-image.sh\n"
+        stdout, stderr = start("docker/image-uri.sh").communicate()
+        put_image(aws, tag=stdout.strip().split(":")[1])
+
+        checksum = hashlib.md5((project / ".cache/cifar-10-python.tar.gz").read_bytes()).hexdigest()
+        stdout, stderr = start(upload, CIFAR10_MD5=checksum).communicate()
+        assert aws.keys() == ["datasets/cifar-10/cifar-10-python.tar.gz"], stderr
+
+        hyperparams = ("trainer.max_epochs=2", "trainer.callbacks=tiny.PrintWeights", *TINY, *CPU)
+        process = start(f"{train.rstrip()} {' '.join(hyperparams)}")
+        while not aws.requests:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        (request,) = aws.requests
+        aws.execute(request, tmp_path / "job", role)
+        stdout, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stdout + stderr
+
+        # What lies outside is denied.
+        for environment, command in (
+            (person, "aws sagemaker list-training-jobs"),
+            (person, f"aws s3 rm s3://{BUCKET}/datasets/cifar-10/cifar-10-python.tar.gz"),
+            (person, "aws ecr delete-repository --repository-name sagemaker-tutorial --force"),
+            (role, f"aws s3 cp README.md s3://{BUCKET}/datasets/README.md"),
+            (role, "aws s3 mb s3://another-bucket"),
+            (role, "aws sagemaker describe-training-job --training-job-name x"),
+        ):
+            result = subprocess.run(command.split(), env=environment, cwd=ROOT, capture_output=True, text=True)
+            assert result.returncode and re.search("AccessDenied|Forbidden", result.stderr), command
+        command = f"aws s3 cp README.md s3://{BUCKET}/checkpoints/README.md"
+        subprocess.run(command.split(), env=role, cwd=ROOT, capture_output=True, check=True)
+
+    assert request["ResourceConfig"]["InstanceType"] == "ml.g4dn.12xlarge"
+    assert request["ResourceConfig"]["InstanceCount"] == 2
+    assert request["AlgorithmSpecification"]["TrainingImage"].startswith(f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/")
+    assert request["RoleArn"] == ROLE
+    weights = re.findall(r"^algo-(\d)  rank=\d world_size=2 weights=(\w+)", stdout, re.MULTILINE)
+    assert sorted(host for host, _ in weights) == ["1", "2"] and len({weight for _, weight in weights}) == 1
+    key = stdout.split(f"model             s3://{BUCKET}/")[1].split()[0]
+    content = aws.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        assert torch.load(tar.extractfile("./model.pt"), weights_only=True)["2.weight"].shape == (10, 192)
+    logdir = curves.strip().removeprefix("tensorboard --logdir ${S3_PATH}/")
+    events = f"{logdir}/tutorial/{request['TrainingJobName']}/events.out.tfevents"
+    assert [key for key in aws.keys(logdir) if key.startswith(events)]
+
+    # No secret of the person or the role is in the request, in what the launcher prints, or in what it uploads.
+    source = request["HyperParameters"]["sagemaker_submit_directory"].strip('"').removeprefix(f"s3://{BUCKET}/")
+    code = gzip.decompress(aws.client("s3").get_object(Bucket=BUCKET, Key=source)["Body"].read())
+    for environment in (person, role):
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            assert environment[name] not in json.dumps(request) + stdout + stderr
+            assert environment[name].encode() not in code
+    with tarfile.open(fileobj=io.BytesIO(code)) as tar:
+        names = {name.split("/")[0] for name in tar.getnames()}
+    assert names - {"__pycache__"} == {path.name for path in (ROOT / "app").iterdir()} - {"__pycache__"}

@@ -1,0 +1,97 @@
+"""The names of the SageMaker SDK that the launcher replaces: each test fails when the SDK changes one."""
+
+import inspect
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from sagemaker import Session, logs, session
+from sagemaker.local import LocalSession, image, local_session
+
+from launcher import sagemaker_sdk
+
+PARENT = image._SageMakerContainer
+METHODS = ("_compose", "_create_docker_host", "train", "retrieve_artifacts")
+
+
+@pytest.fixture
+def containers(tmp_path: Path, monkeypatch) -> sagemaker_sdk.Containers:
+    """Two containers that are not started, with a `docker` that knows Compose version 5 and nothing else."""
+    (tmp_path / "bin").mkdir()
+    docker = tmp_path / "bin/docker"
+    docker.write_text("#!/bin/sh\necho Docker Compose version 5.0.1\n")
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.setattr(sagemaker_sdk.Containers, "checkpoint_path", f"file://{tmp_path}/checkpoints")
+    (tmp_path / "containers").mkdir()
+    session = sagemaker_sdk.make_session(True, str(tmp_path / "containers"))
+    containers = sagemaker_sdk.Containers("local", 2, "sagemaker-tutorial", sagemaker_session=session)
+    containers.container_root = str(tmp_path / "containers")
+    return containers
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_methods_that_are_overridden_are_methods_of_the_sdk(name):
+    assert name in vars(PARENT)
+    ours, theirs = (inspect.signature(getattr(kind, name)).parameters for kind in (sagemaker_sdk.Containers, PARENT))
+    assert set(ours) - {"args"} <= set(theirs)
+
+
+def test_local_mode_finds_its_containers_and_their_log_where_they_are_replaced():
+    assert "_SageMakerContainer(" in inspect.getsource(local_session.LocalSagemakerClient.create_training_job)
+    assert "_stream_output(process)" in inspect.getsource(PARENT.train)
+    assert image._stream_output and image.CONTAINER_PREFIX == "algo"
+
+
+def test_the_log_is_found_where_it_is_replaced():
+    assert "sagemaker.logs.multi_stream_iter(" in inspect.getsource(session._flush_log_streams)
+    parameters = ["client", "log_group", "streams", "positions"]
+    assert list(inspect.signature(sagemaker_sdk.find_events).parameters) == parameters
+    assert logs.multi_stream_iter
+
+
+def test_the_request_passes_the_clients_that_are_replaced():
+    for kind in (Session, LocalSession):
+        assert "s3_resource" in inspect.getsource(kind) and "sagemaker_client" in inspect.getsource(kind)
+
+
+@pytest.mark.parametrize(
+    "method", [sagemaker_sdk.PyTorch.fit, local_session.LocalSagemakerClient.create_training_job], ids=["fit", "client"]
+)
+def test_what_starts_a_job_sends_no_telemetry(method):
+    assert "_send_telemetry_request" not in method.__code__.co_names
+
+
+def test_the_compose_file_mends_what_the_sdk_does_wrong(containers, tmp_path):
+    containers._generate_compose_file("train", additional_volumes=[], additional_env_vars={"A": "b"})
+    services = yaml.safe_load((tmp_path / "containers/docker-compose.yaml").read_text())["services"]
+    assert list(services) == containers.hosts and len(services) == 2
+    for host, service in services.items():
+        assert service["container_name"] == host and service["shm_size"] == "2gb" and not service["tty"]
+        assert service["user"] and "A=b" in service["environment"]
+        assert any(item.startswith("OMP_NUM_THREADS=") for item in service["environment"])
+        assert f"{tmp_path}/checkpoints:/opt/ml/checkpoints" in service["volumes"]
+        assert all(Path(volume.split(":")[0]).is_dir() for volume in service["volumes"])
+
+
+def test_compose_of_any_version_is_used_without_colours(containers):
+    # The SDK's own would look for "v2" in the version, and not find it.
+    command = containers._compose()
+    assert command[:2] == ["docker", "compose"] and command[-1] == "--no-color" and "up" in command
+
+
+def test_after_a_failure_nothing_is_collected(containers):
+    process = subprocess.Popen(["sh", "-c", "echo no such image; exit 1"], stdout=subprocess.PIPE)
+    with pytest.raises(RuntimeError, match="Docker Compose failed:\nno such image\n"):
+        containers.stream_output(process)
+    assert containers.retrieve_artifacts({}, {}, "job") == ""
+
+
+def test_each_line_of_the_log_comes_after_the_name_of_its_host(monkeypatch):
+    events = [(1, {"message": "hello", "timestamp": 1})]
+    monkeypatch.setattr(sagemaker_sdk, "find_events", lambda *args: events)
+    streams = ["my-job/algo-1-1700000000", "my-job/algo-2-1700000000"]
+    ((_, event),) = sagemaker_sdk.find_events_of_hosts(SimpleNamespace(), "group", streams, {})
+    assert event == {"message": "algo-2  hello", "timestamp": 1}
