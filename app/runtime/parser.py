@@ -9,7 +9,7 @@ from typing import ClassVar, NoReturn, get_args
 from jsonargparse import ArgumentParser
 from pytorch_lightning.cli import LightningArgumentParser
 
-from runtime.errors import BadInput
+from runtime.errors import BadInput, exit_with
 
 
 class Parser(LightningArgumentParser):
@@ -21,7 +21,8 @@ class Parser(LightningArgumentParser):
         while str(ex).startswith("Does not validate") and ex.__cause__:  # jsonargparse around our own line
             ex = message = ex.__cause__
         options = [option for parser in (self, *self._class_parsers().values()) for option in parser.option_names()]
-        raise BadInput(explain(str(message), options, self.known_classes)) from ex
+        # Not an exception, which a parser of a class around this one would take for one of several possible reasons.
+        exit_with(BadInput(explain(str(message), options, self.known_classes)), 2)
 
     def format_help(self) -> str:
         sections = [f"With --{name}:\n{parser.format_help()}" for name, parser in self._class_parsers().items()]
