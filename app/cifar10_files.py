@@ -1,0 +1,113 @@
+"""CIFAR-10's files, read from the archive or the extracted folder, without trust in what they hold."""
+
+import gzip
+import hashlib
+import io
+import pickle
+import sys
+import tarfile
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import torch
+from runtime.files import check_writable, write_atomically
+from torch import Tensor
+from torchvision.datasets import CIFAR10
+from tqdm import tqdm
+
+URL = CIFAR10.url
+META = CIFAR10.meta["filename"]
+BATCHES = dict(CIFAR10.train_list + CIFAR10.test_list)
+MD5 = {**BATCHES, META: CIFAR10.meta["md5"], CIFAR10.filename: CIFAR10.tgz_md5}
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Loads arrays and plain values only, because any other class named in a pickle could run code."""
+
+    ALLOWED = (
+        *("numpy.ndarray", "numpy.dtype", "numpy._core.multiarray._reconstruct"),
+        *("numpy._core.numeric._frombuffer", "_codecs.encode"),  # in pickles that Python 3 wrote
+    )
+
+    def find_class(self, module: str, name: str) -> object:
+        module = module.replace("numpy.core", "numpy._core")  # as numpy 2 calls it
+        if f"{module}.{name}" not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it wants to run {module}.{name}, which image data never does")
+        return super().find_class(module, name)
+
+
+def unpickle(name: str, content: bytes) -> dict[str, object]:
+    """What a file of CIFAR-10 holds; ValueError if it is none."""
+    try:
+        values = ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+        return {key.decode() if isinstance(key, bytes) else key: value for key, value in values.items()}
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ValueError(f"{name} is not a file of CIFAR-10: {error}") from error
+
+
+def parse_batch(name: str, content: bytes, num_images: int) -> tuple[Tensor, Tensor]:
+    """Images [num_images, 3, 32, 32] uint8 and labels [num_images] int64; ValueError if the file holds no such."""
+    batch = unpickle(name, content)
+    data, labels = np.asarray(batch.get("data")), np.asarray(batch.get("labels"))
+    if data.dtype != np.uint8 or data.shape != (num_images, 3072):
+        raise ValueError(f"{name} holds {data.dtype} {data.shape}, where uint8 ({num_images}, 3072) belongs")
+    if labels.shape != (num_images,) or not np.isin(labels, range(10)).all():
+        raise ValueError(f"{name} must have {num_images} labels from 0 to 9, not {labels.shape} {np.unique(labels)}")
+    return torch.from_numpy(data.reshape(-1, 3, 32, 32)), torch.from_numpy(labels.astype(np.int64))
+
+
+def checked(content: bytes, path: Path, verify: bool) -> bytes:
+    """The content of a file; ValueError if asked to verify it and it is not the one CIFAR-10's authors publish."""
+    if verify and (found := hashlib.md5(content).hexdigest()) != MD5[path.name]:
+        raise ValueError(f"{path} has MD5 {found}, not CIFAR-10's: get it again, or accept it by --data.verify=false")
+    return content
+
+
+def download(url: str, target: Path, verify: bool) -> bytes:
+    """CIFAR-10's archive, also written to `target`, which appears only when it is complete and, if asked, verified."""
+    check_writable(str(target.parent))
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            num_bytes = int(response.headers["Content-Length"] or 0)
+            print(f"downloading {url} ({num_bytes / 1e6:.0f} MB) to {target}", file=sys.stderr)
+            with tqdm.wrapattr(response, "read", total=num_bytes, disable=None, leave=False) as reader:
+                content = b"".join(iter(lambda: reader.read(1 << 20), b""))
+        if len(content) < num_bytes:
+            raise OSError(f"the connection broke off after {len(content)} of {num_bytes} bytes")
+        write_atomically(checked(content, target, verify), target)
+        return content
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"{target} is missing, and downloading it from {url} failed ({error}). "
+            "Put the file there, or train on synthetic images with --data=SyntheticCIFAR10DataModule"
+        ) from error
+
+
+def read_files(data_dir: Path, url: str, verify: bool) -> dict[str, bytes]:
+    """CIFAR-10's files by name, verified if asked, from the archive or the extracted folder."""
+    archive, folder = data_dir / CIFAR10.filename, data_dir / CIFAR10.base_folder
+    if folder.exists() and not archive.exists():
+        paths = [folder / name for name in (META, *BATCHES)]
+        return {path.name: checked(path.read_bytes(), path, verify) for path in paths}
+    content = checked(archive.read_bytes(), archive, verify) if archive.exists() else download(url, archive, verify)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(gzip.decompress(content))) as tar:
+            return {name: tar.extractfile(f"{folder.name}/{name}").read() for name in (META, *BATCHES)}
+    except Exception as error:  # a damaged archive can raise anything
+        raise ValueError(f"{archive} is not a complete archive ({error}): delete it to get it again") from error
+
+
+def read_cifar10(data_dir: Path, url: str = URL, verify: bool = True) -> tuple[Tensor, Tensor, int]:
+    """CIFAR-10 from a folder with its archive, downloaded from `url` if missing, or with the extracted files.
+
+    Returns all images [N, 3, 32, 32] uint8, all labels [N] int64 from 0 to 9, and how many at the end are the test set.
+
+    Raises:
+        ValueError: The files are not CIFAR-10's: their MD5 checksums, if `verify`, or their structure.
+        OSError: The archive cannot be read, or is missing and cannot be downloaded.
+    """
+    files = read_files(data_dir, url, verify)
+    num_images = unpickle(META, files[META]).get("num_cases_per_batch", 10000)
+    images, labels = zip(*(parse_batch(name, files[name], num_images) for name in BATCHES), strict=True)
+    return torch.cat(images), torch.cat(labels), num_images

@@ -1,0 +1,1 @@
+"""What makes a run dependable, for any LightningModule and LightningDataModule."""
