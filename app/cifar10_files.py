@@ -1,4 +1,4 @@
-"""CIFAR-10's files, read from the archive or the extracted folder, without trust in what they hold."""
+"""CIFAR-10's files, read without trust in what they hold, and checks of what data modules are given."""
 
 import gzip
 import hashlib
@@ -25,10 +25,8 @@ MD5 = {**BATCHES, META: CIFAR10.meta["md5"], CIFAR10.filename: CIFAR10.tgz_md5}
 class ArrayUnpickler(pickle.Unpickler):
     """Loads arrays and plain values only, because any other class named in a pickle could run code."""
 
-    ALLOWED = (
-        *("numpy.ndarray", "numpy.dtype", "numpy._core.multiarray._reconstruct"),
-        *("numpy._core.numeric._frombuffer", "_codecs.encode"),  # in pickles that Python 3 wrote
-    )
+    ALLOWED = ("numpy.ndarray", "numpy.dtype", "numpy._core.multiarray._reconstruct")
+    ALLOWED += ("numpy._core.numeric._frombuffer", "_codecs.encode")  # in pickles that Python 3 wrote
 
     def find_class(self, module: str, name: str) -> object:
         module = module.replace("numpy.core", "numpy._core")  # as numpy 2 calls it
@@ -102,12 +100,29 @@ def read_cifar10(data_dir: Path, url: str = URL, verify: bool = True) -> tuple[T
     """CIFAR-10 from a folder with its archive, downloaded from `url` if missing, or with the extracted files.
 
     Returns all images [N, 3, 32, 32] uint8, all labels [N] int64 from 0 to 9, and how many at the end are the test set.
-
-    Raises:
-        ValueError: The files are not CIFAR-10's: their MD5 checksums, if `verify`, or their structure.
-        OSError: The archive cannot be read, or is missing and cannot be downloaded.
+    Raises ValueError if the files are not CIFAR-10's, OSError if they cannot be read or downloaded.
     """
     files = read_files(data_dir, url, verify)
     num_images = unpickle(META, files[META]).get("num_cases_per_batch", 10000)
     images, labels = zip(*(parse_batch(name, files[name], num_images) for name in BATCHES), strict=True)
     return torch.cat(images), torch.cat(labels), num_images
+
+
+def check_least(least: int, **values: int) -> None:
+    """Raises ValueError for a value that is smaller than `least`."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name}={value} is out of range: it must be at least {least}")
+
+
+def check_images(images: Tensor, labels: Tensor, num_classes: int, mean: tuple, std: tuple) -> None:
+    """Raises ValueError unless images are uint8 [N, C, H, W] with C means and standard deviations, labels int64 [N]."""
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise ValueError(f"images are {images.dtype} {list(images.shape)}: make them torch.uint8 [N, C, H, W]")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}: make them torch.int64 [{len(images)}]")
+    if len(wrong := labels[(labels < 0) | (labels >= num_classes)]):
+        raise ValueError(f"label {wrong[0]} is out of range: num_classes={num_classes} allows 0 to {num_classes - 1}")
+    if not len(mean) == len(std) == images.shape[1]:
+        values = f"mean has {len(mean)} and std {len(std)} values"
+        raise ValueError(f"images have {images.shape[1]} channels, but {values}: set both, with one value per channel")

@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 def striped_images(num_images: int, num_classes: int, numbers: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images [num_images, 3, 32, 32] uint8 and labels [num_images] int64 from 0 to num_classes - 1.
+    """Images [num_images, 3, 32, 32] uint8 and labels [num_images] int64 of 1 to 10 classes.
 
     Each class is a pattern of stripes: one of five slopes, fine or coarse. Slope, width, position and colour vary
-    within a class, and there is noise, so that no pixel or colour alone tells the classes apart.
-    ValueError for more than 10 classes.
+    within a class, and there is noise, so that no pixel or colour alone tells the classes apart. ValueError for more
+    than 10 classes, which is the number of patterns.
     """
     if num_classes > 10:
-        raise ValueError(f"num_classes={num_classes} is out of range: the synthetic images have at most 10 patterns")
+        raise ValueError(f"num_classes={num_classes} is out of range: there are patterns of stripes for 10 classes")
     labels = torch.randint(num_classes, (num_images,), generator=numbers)
     jitter = torch.rand((4, num_images), generator=numbers) * 2 - 1
     slope = (labels % 5 * math.pi / 8 + jitter[0] / 10) * jitter[1].sign()  # mirroring does not change the class

@@ -34,11 +34,14 @@ from torchvision.datasets import CIFAR10
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "app"))
 
-from checkpoints import CheckpointFiles, Checkpoints
-from cifar10 import MEAN, PADDING, STD, CIFAR10DataModule, SyntheticCIFAR10DataModule
-from metrics import Metrics
+from cifar10 import PADDING, CIFAR10DataModule, SyntheticCIFAR10DataModule
 from resnet import Classifier, ResNet18
-from s3_logger import S3TensorBoardLogger
+from runtime.best_network import BestNetwork
+from runtime.checkpoint_files import CheckpointFiles
+from runtime.devices import register_strategies
+from runtime.report import Report
+from runtime.resume import Resume
+from runtime.s3_logger import S3TensorBoardLogger
 
 torch.utils.deterministic.fill_uninitialized_memory = False  # as in cli.py
 # S3 in another process, where each request takes 50 ms longer.
@@ -71,7 +74,7 @@ def torchvision_dataset(module: CIFAR10DataModule) -> CIFAR10:
     dataset = CIFAR10.__new__(CIFAR10)  # without __init__, which reads the files
     dataset.data, dataset.targets = images.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist()
     crop, mirror = transforms.RandomCrop(32, padding=PADDING), transforms.RandomHorizontalFlip()
-    dataset.transform = transforms.Compose([crop, mirror, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    dataset.transform = transforms.Compose([crop, mirror, transforms.ToTensor(), transforms.Normalize(module.mean, module.std)])
     dataset.target_transform = None
     return dataset
 
@@ -126,7 +129,7 @@ def time_trainer(
     with tempfile.TemporaryDirectory() as folder:
         logger = S3TensorBoardLogger(save_dir or folder, flush_secs=flush_secs)
         logger.check()
-        callbacks = [Metrics(print_epochs=False), Checkpoints(folder)]
+        callbacks = callbacks_of_train(folder)
         parts = {"logger": logger, "callbacks": callbacks, "plugins": [CheckpointFiles()]}
         limits = {"max_epochs": 1, "limit_train_batches": SKIPPED + num_steps, "limit_val_batches": 0}
         quiet = {"enable_progress_bar": False, "enable_model_summary": False}
@@ -173,7 +176,7 @@ def time_checkpoint(network: nn.Module, module: CIFAR10DataModule) -> float:
     """Seconds that a step takes longer if it ends with a checkpoint of all that a run needs to go on."""
     model, every = TimedClassifier(network), 5
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        callbacks = [Checkpoints(folder, every_n_train_steps=every), Metrics(print_epochs=False)]
+        callbacks = callbacks_of_train(folder, every)
         limits = {"max_epochs": 1, "limit_train_batches": 8 * every - 1, "limit_val_batches": 0}
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         parts = {"callbacks": callbacks, "plugins": [CheckpointFiles()]}

@@ -1,14 +1,9 @@
-"""The data: what is read, what is refused, and which images an epoch shows."""
+"""The data module: which images an epoch shows, and what a subclass with other images gets or is refused."""
 
-import os
-import pickle
-import tarfile
-
-import numpy as np
 import pytest
 import torch
-from archives import cifar10_files, write_archive
-from cifar10 import MEAN, STD, CIFAR10DataModule, IndexLoader, SyntheticCIFAR10DataModule
+from cifar10 import PADDING, CIFAR10DataModule, SyntheticCIFAR10DataModule
+from torch import Tensor
 
 
 def small(**kwargs) -> SyntheticCIFAR10DataModule:
@@ -17,47 +12,8 @@ def small(**kwargs) -> SyntheticCIFAR10DataModule:
     return module
 
 
-def read(directory, **kwargs) -> CIFAR10DataModule:
-    module = CIFAR10DataModule(str(directory), **{"verify": False, "val_split": 10} | kwargs)
-    module.setup()
-    return module
-
-
 def all_images(module: CIFAR10DataModule, split: str, **kwargs) -> torch.Tensor:
     return module.batch(split, torch.arange(module.num_samples[split]), **kwargs)[0]
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_the_ranks_together_see_every_training_sample_once_but_for_the_remainder(world_size):
-    loaders = [IndexLoader(1003, 16, seed=0, rank=rank, world_size=world_size) for rank in range(world_size)]
-    seen = torch.cat([torch.cat(list(loader)) for loader in loaders]).tolist()
-    assert len(seen) == len(set(seen))
-    assert 1003 - len(seen) < 2 * world_size
-    assert {tuple(len(batch) for batch in loader) for loader in loaders} == {tuple(map(len, loaders[0]))}
-    assert all(len(list(loader)) == len(loader) for loader in loaders)
-
-
-@pytest.mark.parametrize("num_samples", [1, 31, 64, 1003])
-def test_the_ranks_together_see_every_validation_sample_exactly_once(num_samples):
-    loaders = [IndexLoader(num_samples, 16, rank=rank, world_size=2) for rank in range(2)]
-    assert sorted(torch.cat([torch.cat(list(loader)) for loader in loaders]).tolist()) == list(range(num_samples))
-    assert len(loaders[0]) == len(loaders[1]) == len(list(loaders[0]))
-
-
-def test_a_global_batch_holds_the_same_samples_whatever_the_number_of_ranks():
-    one = list(IndexLoader(1000, 32, seed=5))
-    two = zip(*(IndexLoader(1000, 16, seed=5, rank=rank, world_size=2) for rank in range(2)), strict=True)
-    assert all(torch.equal(whole, torch.cat(parts)) for whole, parts in zip(one, two, strict=True))
-
-
-def test_every_epoch_has_an_order_of_its_own_that_the_seed_repeats():
-    def order(seed: int, epoch: int) -> list[int]:
-        loader = IndexLoader(100, 10, seed=seed)
-        loader.set_epoch(epoch)
-        return torch.cat(list(loader)).tolist()
-
-    assert order(0, 3) == order(0, 3)
-    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
 
 
 def test_a_sample_looks_the_same_in_any_batch_of_an_epoch_and_different_in_the_next():
@@ -95,8 +51,8 @@ def test_normalization_uses_the_mean_and_standard_deviation_of_each_channel():
     plain, normalized = (all_images(small(normalize=normalize), "test") for normalize in (False, True))
     assert plain.dtype == torch.float32
     assert 0 <= plain.min() < plain.max() <= 1
-    expected = (plain - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    torch.testing.assert_close(normalized, expected)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CIFAR10DataModule.mean, CIFAR10DataModule.std))
+    torch.testing.assert_close(normalized, (plain - mean) / std)
 
 
 def test_synthetic_images_come_from_the_seed_in_cifar_10s_shapes():
@@ -111,70 +67,91 @@ def test_synthetic_images_come_from_the_seed_in_cifar_10s_shapes():
     assert not torch.equal(images, other)
 
 
-def test_an_archive_is_read_without_writing_anything(archive):
-    os.chmod(archive.parent, 0o555)
-    module = read(archive.parent)
-    assert module.num_samples == {"train": 90, "val": 10, "test": 20}
-    assert [path.name for path in archive.parent.iterdir()] == [archive.name]
-    images, labels = read(archive.parent, normalize=False).batch("test", torch.arange(20))
-    expected = cifar10_files()["test_batch"]
-    assert np.array_equal((images * 255).round().numpy().reshape(20, 3072), expected[b"data"])
-    assert labels.tolist() == expected[b"labels"]
+class Squares(CIFAR10DataModule):
+    """Somebody's own images: 64 pixels wide and high, in 3 channels and 7 classes."""
+
+    num_classes = 7
+    shape = (3, 64, 64)
+
+    def read(self) -> tuple[Tensor, Tensor, int]:
+        numbers = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (100, *self.shape), dtype=torch.uint8, generator=numbers)
+        return images, torch.arange(100) % 7, 20
 
 
-def test_the_extracted_folder_is_read_like_the_archive(archive):
-    with tarfile.open(archive) as tar:
-        tar.extractall(archive.parent, filter="data")
-    expected = all_images(read(archive.parent), "train")
-    archive.unlink()
-    assert torch.equal(all_images(read(archive.parent), "train"), expected)
+class Grey(Squares):
+    shape = (1, 28, 28)
+    mean = (0.5,)
+    std = (0.25,)
 
 
-def test_training_and_validation_images_are_different_ones(archive):
-    module = read(archive.parent, augment=False)
-    both = torch.cat([all_images(module, "train"), all_images(module, "val")])
-    assert len(both.flatten(1).unique(dim=0)) == 100
+class Wide(Squares):
+    shape = (4, 24, 40)
+    mean = std = (0.5, 0.5, 0.5, 0.5)
+
+
+def own(subclass: type[CIFAR10DataModule], **kwargs) -> CIFAR10DataModule:
+    module = subclass(val_split=30, **kwargs)
+    module.setup()
+    return module
+
+
+@pytest.mark.parametrize("subclass", [Squares, Grey, Wide])
+def test_a_subclass_trains_on_the_whole_of_its_own_images(subclass):
+    module, plain = own(subclass, normalize=False), own(subclass, normalize=False, augment=False)
+    num_rows, num_columns = subclass.shape[1:]
+    assert module.num_samples == {"train": 50, "val": 30, "test": 20}
+    framed = torch.nn.functional.pad(all_images(plain, "train"), (PADDING,) * 4)
+    framed, crops = torch.stack([framed, framed.flip(-1)]), all_images(module, "train", epoch=1)
+    assert crops.shape == (50, *subclass.shape)
+    mirror, top, left = module._tensors["drawn"]
+    for index, crop in enumerate(crops):
+        row, column = int(top[index]), int(left[index])
+        source = framed[mirror[index], index]
+        assert torch.equal(crop, source[:, row : row + num_rows, column : column + num_columns])
+    images, labels, _ = module.read()
+    shown, shown_labels = module.batch("test", torch.arange(20))
+    torch.testing.assert_close(shown * 255, images[-20:].float())
+    assert torch.equal(shown_labels, labels[-20:])
+
+
+@pytest.mark.parametrize("subclass", [Squares, Grey, Wide])
+def test_a_subclass_is_normalized_with_its_own_mean_and_standard_deviation(subclass):
+    plain, normalized = (all_images(own(subclass, normalize=normalize), "val") for normalize in (False, True))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (subclass.mean, subclass.std))
+    torch.testing.assert_close(normalized, (plain - mean) / std)
+
+
+def test_synthetic_images_have_the_classes_of_a_subclass_up_to_their_number_of_patterns():
+    class Seven(SyntheticCIFAR10DataModule):
+        num_classes = 7
+
+    class Eleven(SyntheticCIFAR10DataModule):
+        num_classes = 11
+
+    _, labels, _ = Seven(num_train_images=500).read()
+    assert labels.unique().tolist() == list(range(7))
+    with pytest.raises(ValueError, match=r"num_classes=11 is out of range: .* 10 classes"):
+        Eleven().read()
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("change", "message"),
     [
-        ("data_batch_2", {b"data": np.zeros((20, 3071), np.uint8), b"labels": [0] * 20}, "uint8 (20, 3071)"),
-        ("data_batch_2", {b"data": np.zeros((20, 3072), np.float32), b"labels": [0] * 20}, "float32"),
-        ("data_batch_3", {b"data": np.zeros((19, 3072), np.uint8), b"labels": [0] * 19}, "(19, 3072)"),
-        ("test_batch", {b"data": np.zeros((20, 3072), np.uint8), b"labels": [0] * 19}, "(19,)"),
-        ("test_batch", {b"data": np.zeros((20, 3072), np.uint8), b"labels": [10] * 20}, "10"),
-        ("test_batch", {b"data": np.zeros((20, 3072), np.uint8), b"labels": ["cat"] * 20}, "labels"),
-        ("test_batch", [1, 2, 3], "test_batch"),
-        ("batches.meta", {b"num_cases_per_batch": 30}, "(30, 3072)"),
-        ("data_batch_5", None, "data_batch_5"),
+        ({"shape": (1, 28, 28)}, "images have 1 channels, but mean has 3 and std 3 values: set both"),
+        ({"std": (0.2, 0.2)}, "images have 3 channels, but mean has 3 and std 2 values"),
+        ({"num_classes": 6}, "label 6 is out of range: num_classes=6 allows 0 to 5"),
+        ({"read": lambda self: (torch.zeros(9, 3, 8, 8), torch.arange(9), 3)}, "torch.float32 [9, 3, 8, 8]"),
+        ({"read": lambda self: (torch.zeros(9, 8, 8).byte(), torch.arange(9), 3)}, "torch.uint8 [9, 8, 8]"),
+        ({"read": lambda self: (torch.zeros(9, 3, 8, 8).byte(), torch.arange(8), 3)}, "make them torch.int64 [9]"),
+        ({"read": lambda self: (torch.zeros(9, 3, 8, 8).byte(), torch.ones(9), 3)}, "labels are torch.float32 [9]"),
+        ({"read": lambda self: (torch.zeros(9, 3, 8, 8).byte(), torch.arange(9) - 1, 3)}, "label -1 is out of range"),
+        ({"read": lambda self: (torch.zeros(9, 3, 8, 8).byte(), torch.ones(9).long(), 10)}, "than the -1 images"),
     ],
 )
-def test_an_archive_with_another_structure_is_refused(tmp_path, name, content, message):
-    files = cifar10_files() | {name: content}
-    write_archive(tmp_path, {name: content for name, content in files.items() if content is not None})
-    with pytest.raises(ValueError, match="(?s)" + message.replace("(", r"\(").replace(")", r"\)")):
-        read(tmp_path)
-
-
-def test_a_pickle_that_runs_code_is_refused_before_it_runs(tmp_path):
-    class Hostile:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "executed"),)
-
-    write_archive(tmp_path, cifar10_files() | {"data_batch_1": {b"data": Hostile()}})
-    with pytest.raises(ValueError, match=r"posix\.mkdir"):
-        read(tmp_path)
-    assert not (tmp_path / "executed").exists()
-
-
-def test_a_file_with_another_checksum_is_refused_before_it_is_unpickled(archive):
-    archive.write_bytes(b"not even an archive")
-    with pytest.raises(ValueError, match=r"MD5 .* --data\.verify=false"):
-        read(archive.parent, verify=True)
-    archive.unlink()
-    folder = archive.parent / "cifar-10-batches-py"
-    folder.mkdir()
-    (folder / "batches.meta").write_bytes(pickle.dumps({}))
-    with pytest.raises(ValueError, match=r"batches\.meta has MD5"):
-        read(archive.parent, verify=True)
+def test_a_subclass_whose_images_or_labels_do_not_fit_is_refused_in_one_line(change, message):
+    module = type("Own", (Squares,), change)(val_split=30)
+    with pytest.raises(ValueError) as error:
+        module.setup()
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

@@ -16,7 +16,7 @@ import torch
 from archives import cifar10_files, write_archive
 from aws import BUCKET, ROLE, Endpoint
 from programs import ENVIRONMENT, ROOT
-from results import as_bytes, scalars
+from results import as_bytes, last_checkpoint, scalars
 
 pytestmark = pytest.mark.docker
 
@@ -41,7 +41,8 @@ def image() -> None:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A copy of the project, with a small archive in .cache and the tests' network, owned by a person."""
-    shutil.copytree(ROOT / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("app", "launcher"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("run_sagemaker.py", "tests/support/tiny.py"):
         shutil.copy(ROOT / file, tmp_path / ("app" if "tests" in file else "."))
     (tmp_path / ".cache").mkdir()
@@ -195,6 +196,7 @@ def test_a_killed_container_ends_the_run_within_15_seconds(project):
 
 def test_four_killed_containers_and_the_same_command_again_end_like_an_uninterrupted_run(project):
     hyperparams = ("trainer.max_epochs=20", "checkpoint.every_n_train_steps=3", "trainer.callbacks=tiny.Drill")
+    hyperparams += ("trainer.strategy=ddp_exact",)
     hyperparams += ("trainer.callbacks.file=/tmp/step", "trainer.callbacks.seconds=0.05")
 
     def start_four(name: str) -> subprocess.Popen:
@@ -203,8 +205,10 @@ def test_four_killed_containers_and_the_same_command_again_end_like_an_uninterru
 
     def end(process: subprocess.Popen, name: str) -> tuple[str, object, object]:
         log = finish(process, code=0)
-        checkpoint = torch.load(project / name / "last.ckpt", weights_only=False)
-        (log_dir,) = (project / name / "tensorboard/tutorial").iterdir()
+        checkpoint = torch.load(last_checkpoint(project / name), weights_only=False)
+        with tarfile.open(project / "output/output.tar.gz") as tar:
+            tar.extractall(project / f"output-{name}", filter="data")
+        (log_dir,) = (project / f"output-{name}/data/tensorboard/tutorial").iterdir()
         series = {tag: values for tag, values in scalars(log_dir).items() if tag != "images_per_second"}
         return log, as_bytes([saved_model(project), checkpoint["optimizer_states"]]), series
 
@@ -214,7 +218,7 @@ def test_four_killed_containers_and_the_same_command_again_end_like_an_uninterru
     docker("kill", *docker("ps", "--quiet").split())
     finish(process, code=1)
     log, *interrupted = end(start_four("b"), "b")
-    assert re.search(r"going on from /opt/ml/checkpoints/last.ckpt, step (\d\d) in epoch [67]\n", log)
+    assert re.search(r"going on from /opt/ml/checkpoints/last-step=\d+.ckpt, step (\d\d) in epoch [67]\n", log)
     assert interrupted == uninterrupted
 
 

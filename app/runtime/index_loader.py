@@ -1,7 +1,6 @@
 """A loader for data that lies in memory: it yields indices, and whoever has the tensors gathers the batch."""
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ class IndexLoader:
     def __init__(self, num_samples: int, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1):
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.rank, self.world_size, self.global_batch_size = rank, world_size, batch_size * world_size
-        self.batch_sampler = SimpleNamespace(sampler=self)  # where Lightning looks for set_epoch
+        self.batch_sampler = self.sampler = self  # where Lightning looks for set_epoch
         self.epoch, self._start, self._position = 0, 0, 0  # of the next pass and of this one, in global samples
 
     def set_epoch(self, epoch: int) -> None:
@@ -46,8 +45,9 @@ class IndexLoader:
             order = torch.randperm(self.num_samples, generator=generator(self.seed, ORDER, self.epoch))
             order = order[: self.num_samples // self.world_size * self.world_size][: len(self) * self.global_batch_size]
         for start in range(self._start, len(order), self.global_batch_size):
-            self._position = min(start + self.global_batch_size, self.num_samples)
-            yield order[start : self._position].tensor_split(self.world_size)[self.rank]
+            stop = start + self.global_batch_size
+            self._position = stop if stop < len(order) else self.num_samples  # also if the last ones are left out
+            yield order[start:stop].tensor_split(self.world_size)[self.rank]
         self._start = 0
 
     def state_dict(self) -> dict[str, int]:
