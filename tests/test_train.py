@@ -45,6 +45,7 @@ def test_a_run_writes_model_checkpoints_logs_and_nothing_else(finished):
     files = [str(path.relative_to(directory)) for path in sorted(directory.rglob("*")) if path.is_file()]
     expected = [
         r"logs/checkpoints/epoch=\d-step=\d+.ckpt",
+        r"logs/checkpoints/last-step=16.ckpt",
         r"logs/checkpoints/last-step=32.ckpt",
         r"logs/checkpoints/last-step=32.ended",
         r"logs/checkpoints/model.pt",

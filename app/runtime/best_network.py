@@ -12,15 +12,7 @@ from runtime.errors import warn
 
 
 class BestNetwork(ModelCheckpoint):
-    """Keeps the best network, as ModelCheckpoint does, where the monitored metric is logged and wherever its folder is.
-
-    Args:
-        dirpath: Folder of the checkpoints; null is the log's.
-        **kwargs: As for ModelCheckpoint.
-    """
-
-    def __init__(self, dirpath: str | None = None, **kwargs: Any):
-        super().__init__(dirpath, enable_version_counter=False, save_on_train_epoch_end=True, **kwargs)
+    """A ModelCheckpoint that does nothing if its metric is not logged, and finds its file if the folder has moved."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor is None or self.monitor in trainer.callback_metrics:
@@ -35,16 +27,12 @@ class BestNetwork(ModelCheckpoint):
         super().load_state_dict(state_dict | moved | {"best_k_models": models, "dirpath": self.dirpath})
 
     def load(self, trainer: Trainer, model: LightningModule) -> None:
-        """Gives `model` the best network's weights, or leaves it as it is and says why.
-
-        Only the first rank's host has the file; whatever is done next, Lightning sends the weights to the others.
-        """
-        if not trainer.is_global_zero or trainer.fast_dev_run:
-            return
-        if not self.best_model_path:
-            warn(f"{self.monitor} was never logged: the last network is tested and exported, not the best")
-            return
-        try:
-            model.load_state_dict(read_checkpoint(Path(self.best_model_path))["state_dict"])
-        except ValueError as error:
-            warn(f"the last network is tested and exported, not the best: {error}")
+        """Gives `model` the best network's weights, or leaves it as it is and says why."""
+        # Only the first rank's host has the file; whatever is done next, Lightning sends the weights to the others.
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            try:
+                if not self.best_model_path:
+                    raise ValueError(f"{self.monitor} was never logged")
+                model.load_state_dict(read_checkpoint(Path(self.best_model_path))["state_dict"])
+            except ValueError as error:
+                warn(f"the last network is tested and exported, not the best: {error}")

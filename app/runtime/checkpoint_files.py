@@ -1,6 +1,5 @@
 """Checkpoint files: each is written once, under a name of its own, and its checksums are verified when it is read."""
 
-import contextlib
 import re
 import time
 import zipfile
@@ -11,7 +10,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from sagemaker_env import in_sagemaker
 
-from runtime.errors import one_line, warn
+from runtime.errors import warn
 from runtime.files import to_bytes, write_durably
 
 # SageMaker's agent may still be copying a younger file to S3.
@@ -19,16 +18,12 @@ SECONDS_BEFORE_DELETION = 600
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes Lightning's checkpoints. A failure is told in one line, kept in `error`, and tolerated.
+    """Writes Lightning's checkpoints. A failure is told in one line, kept in `error`, and tolerated."""
 
-    No file is renamed: SageMaker, which copies the folder to S3 all the time, would copy it again. A file that was cut
-    off has lost its checksums, so that it is not used.
-    """
+    # No file is renamed: SageMaker, which copies the folder to S3 all the time, would copy it again.
 
     error: OSError | None = None
-
-    def __init__(self):
-        self._superseded: list[str] = []
+    superseded: tuple[str, ...] = ()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
         try:
@@ -39,12 +34,13 @@ class CheckpointFiles(TorchCheckpointIO):
             warn(f"training goes on without {path}, which could not be written and will be tried again: {error}")
 
     def remove_checkpoint(self, path: str) -> None:
-        """Keeps a file that Lightning does not want any more until the next checkpoint knows its successor."""
-        self._superseded.append(path)
+        # Until the next checkpoint knows its successor, a run may have to go on with this one.
+        self.superseded += (path,)
 
     def remove_superseded(self) -> None:
-        while self._superseded:
-            super().remove_checkpoint(self._superseded.pop())
+        for path in self.superseded:
+            super().remove_checkpoint(path)
+        self.superseded = ()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -55,22 +51,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 raise ValueError(f"{member} has another checksum")
         return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # a damaged file can raise anything
-        reason = one_line(error)[:200]
-        raise ValueError(f"{path} cannot be read, or is no checkpoint of train.py ({reason})") from error
+        raise ValueError(f"{path} cannot be read, or is no checkpoint of train.py ({str(error)[:200]})") from error
 
 
 class CheckpointFolder:
-    """The files `last-step=N.ckpt` of a folder, of which the last two of a run are kept. It depends on no clock time.
-
-    Args:
-        path: The folder, which need not exist.
-    """
+    """The files `last-step=N.ckpt` of a folder, of which the last two of a run are kept. No clock time matters."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.newest: Path | None = None  # of this run
-        self._kept: list[Path] = []
-        self._ages_from: dict[Path, float] = {}
+        self.kept: list[Path] = []  # of this run, the newest last
+        self._times: dict[Path, float] = {}
         self._start = time.monotonic()
 
     def file(self, step: int) -> Path:
@@ -81,43 +71,16 @@ class CheckpointFolder:
         numbered = [(re.search(r"=(\d+)$", path.stem), path) for path in self.path.glob("last-step=*.ckpt")]
         return [path for _, path in sorted(((int(step[1]), path) for step, path in numbered if step), reverse=True)]
 
-    def is_of_job(self, job: str | None) -> bool:
-        """Whether any file was written by that SageMaker job."""
-        for path in self.files() if job else []:
-            with contextlib.suppress(ValueError):
-                if read_checkpoint(path)["resume"]["job"] == job:
-                    return True
-        return False
-
-    def has_ended(self, path: Path) -> bool:
-        """Whether a file is of a run of which nothing is left to do, neither training nor test nor export."""
-        return end_mark(path).exists()
-
-    def go_on_from(self, path: Path) -> None:
-        """Makes a file one of this run."""
-        self.newest, self._kept = path, [path]
-
     def keep(self, path: Path) -> None:
         """Keeps a new file of this run, and the one before; deletes all others, in SageMaker after a while."""
-        self.newest, self._kept = path, [*self._kept, path][-2:]
-        self._ages_from[path] = time.monotonic()
-        for other in set(self.files()) - set(self._kept):
-            age = time.monotonic() - self._ages_from.get(other, self._start)
-            if not in_sagemaker() or age >= SECONDS_BEFORE_DELETION:
-                delete(other)
-
-    def mark_the_end(self) -> None:
-        """Keeps the newest file only, and says that its run has ended. SageMaker may repeat a job, though."""
-        if self.newest and not in_sagemaker():
-            for other in set(self.files()) - {self.newest}:
-                delete(other)
-            end_mark(self.newest).touch()
+        self.kept = [*self.kept, path][-2:]
+        self._times[path] = now = time.monotonic()
+        for other in set(self.files()) - set(self.kept):
+            if not in_sagemaker() or now - self._times.get(other, self._start) >= SECONDS_BEFORE_DELETION:
+                other.unlink(missing_ok=True)
+                end_mark(other).unlink(missing_ok=True)
 
 
 def end_mark(path: Path) -> Path:
+    """The file that says of a checkpoint that nothing of its run is left to do: training, test and export."""
     return path.with_suffix(".ended")
-
-
-def delete(path: Path) -> None:
-    for each in path, end_mark(path):
-        each.unlink(missing_ok=True)

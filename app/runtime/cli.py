@@ -3,6 +3,7 @@
 import logging
 import os
 import pydoc
+import re
 import shutil
 import sys
 import warnings
@@ -38,6 +39,16 @@ warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is
 # torch's deterministic mode also fills new tensors with NaN, to help debugging: 4 % of ResNet-18's step on the CPU.
 torch.utils.deterministic.fill_uninitialized_memory = False
 
+CKPT_PATH = """Checkpoint to go on from: its path, `last` also after the end of a run or with other options, `none` to
+start anew. By default the newest of an interrupted run with the same options, if there is one."""
+# Type, default and explanation of the options that are of no class.
+OPTIONS = {
+    "ckpt_path": (str | None, None, CKPT_PATH),
+    "model_dir": (str | None, None, "Folder for model.pt, if not beside the checkpoints."),
+    "lr_scheduler_interval": (Literal["epoch", "step"], "epoch", "How often the learning-rate scheduler steps."),
+    "process_group_timeout": (PositiveFloat, 300.0, "Seconds that processes wait for each other before they give up."),
+    "trainer.weights_save_path": (str | None, None, "Old name of --checkpoint.dirpath."),
+}
 # Two runs with other values here are not the same run.
 OPTIONS_OF_A_RUN = ("seed_everything", "data", "model", "optimizer", "lr_scheduler", "lr_scheduler_interval")
 
@@ -47,8 +58,8 @@ def checkpoint_options(
     every_n_train_steps: NonNegativeInt = 0,
     every_n_minutes: NonNegativeFloat = 5.0,
     **kwargs: Any,
-) -> tuple[dict[str, Any], BestNetwork]:
-    """The options --checkpoint.…, for the class Resume and for the best network.
+) -> tuple[BestNetwork, tuple[str | None, int, float]]:
+    """The best network's callback, and the first arguments of Resume.
 
     Args:
         dirpath: Folder of the checkpoints; null is the log's.
@@ -56,20 +67,26 @@ def checkpoint_options(
         every_n_minutes: Least minutes between two checkpoints inside an epoch; 0 is no limit.
         **kwargs: As for ModelCheckpoint, for the best network.
     """
-    intervals = {"every_n_train_steps": every_n_train_steps, "every_n_minutes": every_n_minutes}
+    # What is named here is no option.
     best = BestNetwork(
-        dirpath, save_last=None, save_weights_only=False, save_on_exception=False, train_time_interval=None, **kwargs
+        dirpath,
+        save_last=None,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+        save_weights_only=False,
+        save_on_exception=False,
+        train_time_interval=None,
+        **kwargs,
     )
-    return {"dirpath": dirpath} | intervals, best
+    return best, (dirpath, every_n_train_steps, every_n_minutes)
 
 
 class SaveConfig(SaveConfigCallback):
     """Saves the configuration in the log folder, for `--config`, and logs it as the run's hyperparameters."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if any(isinstance(callback, Resume) and callback.found for callback in trainer.callbacks):
-            return  # the run has logged them already
-        for logger in trainer.loggers:
+        is_new = not any(isinstance(callback, Resume) and callback.found for callback in trainer.callbacks)
+        for logger in trainer.loggers if is_new else []:
             logger.log_hyperparams({key: value for key, value in self.config.items() if value is not None})
 
 
@@ -109,17 +126,8 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: Parser) -> None:
         parser.add_class_arguments(S3TensorBoardLogger, "logger")
         parser.add_function_arguments(checkpoint_options, "checkpoint")
-        ckpt_path = parser.add_argument("--ckpt_path", type=str | None)
-        ckpt_path.help = (
-            "Checkpoint to go on from: its path, `last` also after the end of a run or with other options, `none` to "
-            "start anew. By default the newest of an interrupted run with the same options, if there is one."
-        )
-        parser.add_argument("--model_dir", type=str | None, help="Folder for model.pt, if not beside the checkpoints.")
-        interval = parser.add_argument("--lr_scheduler_interval", type=Literal["epoch", "step"], default="epoch")
-        interval.help = "How often the learning-rate scheduler steps."
-        timeout = parser.add_argument("--process_group_timeout", type=PositiveFloat, default=300.0)
-        timeout.help = "Seconds that processes wait for each other before they give up."
-        parser.add_argument("--trainer.weights_save_path", type=str | None, help="Old name of --checkpoint.dirpath.")
+        for name, (kind, default, explanation) in OPTIONS.items():
+            parser.add_argument(f"--{name}", type=kind, default=default, help=explanation)
         parser.read_whole_numbers_as_such()
 
     def parse_arguments(self, parser: Parser, args: Any) -> None:
@@ -135,20 +143,16 @@ class CLI(LightningCLI):
         defaults = sagemaker_defaults()
         if hasattr(self.data_class, "num_classes"):
             defaults["model.num_classes"] = self.data_class.num_classes
-        channel = defaults.get("data.data_dir")
         for name, value in defaults.items():
             group, _, argument = name.partition(".")
-            if group in ("data", "model"):
-                if argument in first[group].init_args:
-                    files += [f"--{group}={first[group].class_path}", f"--{name}={value}"]
-            else:
+            if group not in ("data", "model"):
                 files.append(f"--{name}={value}")
+            elif argument in first[group].init_args:
+                files += [f"--{group}={first[group].class_path}", f"--{name}={value}"]
+            elif group == "data" and not any(value in option for option in options):
+                line = f"the data module {self.data_class.__name__} takes no data_dir: give it SageMaker's folder"
+                warn(f"{line} yourself, such as --hyperparams data.root={value}")
         self.config = parser.parse_args([*files, *options])
-        if channel and "data_dir" not in first.data.init_args and not any(channel in option for option in options):
-            warn(
-                f"the data module {self.data_class.__name__} takes no data_dir: give it SageMaker's folder yourself, "
-                f"such as --hyperparams data.root={channel}"
-            )
         if path := self.config.trainer.pop("weights_save_path"):
             self.config.checkpoint.dirpath = path
         self.auto_configure_optimizers = model_class.configure_optimizers is LightningModule.configure_optimizers
@@ -180,20 +184,15 @@ class CLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _callbacks(self, print_epochs: bool, timeout: float) -> list[Callback]:
-        self.best = self.resume = None
+        report, self.best, self.resume = Report(print_epochs), None, None
         if self.config_init.trainer.enable_checkpointing is False:
-            return [Report(print_epochs)]
-        resume_options, self.best = checkpoint_options(**self.config_init.checkpoint)
-        self.resume = Resume(**resume_options, timeout=timeout)
-        may_change = getattr(self.data_class, "may_change", ())
-        for name in OPTIONS_OF_A_RUN:
-            value = self.config.get(name)
-            for key, item in (value.as_dict() if hasattr(value, "as_dict") else {"": value}).items():
-                items = item.items() if key == "init_args" else [(key, item)]
-                self.resume.options |= {f"{name} {inner}".strip(): each for inner, each in items}
-        for name in may_change:
-            self.resume.options.pop(f"data {name}", None)
-        return [self.best, Report(print_epochs), self.resume]
+            return [report]
+        may_change = [f"data.init_args.{name}" for name in getattr(self.data_class, "may_change", ())]
+        values = {key: value for key, value in self.config.items() if key.split(".")[0] in OPTIONS_OF_A_RUN}
+        options = {re.sub(r"\W(init_args\W)?", " ", key): values[key] for key in values if key not in may_change}
+        self.best, arguments = checkpoint_options(**self.config_init.checkpoint)
+        self.resume = Resume(*arguments, timeout, options)
+        return [self.best, report, self.resume]
 
     def _check(self) -> None:
         """Checks what can be wrong outside of the program, before anything is written; finds where to go on."""
@@ -223,12 +222,12 @@ class CLI(LightningCLI):
 
     def places(self) -> dict[str, str]:
         """Where the run's files are, and how to look at its curves. All of the log is there then."""
-        log_dir, tensorboard = "", shutil.which("tensorboard") or Path(sys.executable).with_name("tensorboard")
+        rows, tensorboard = {}, shutil.which("tensorboard") or Path(sys.executable).with_name("tensorboard")
         for logger in self.trainer.loggers:
             log_dir = logger.finish() if hasattr(logger, "finish") else logger.log_dir
-        command = f"which this command shows:\n{tensorboard} --logdir {self.config.logger.save_dir}"
-        logs = {"TensorBoard logs": f"{log_dir}, {command}"} if log_dir else {}
-        return {"checkpoints": self.checkpoint_dir} | logs
+            command = f"{tensorboard} --logdir {self.config.logger.save_dir}"
+            rows["TensorBoard logs"] = f"{log_dir}, which this command shows:\n{command}"
+        return {"checkpoints": self.checkpoint_dir} | rows
 
     def end(self) -> None:
         """Ends a run of which nothing is left to do; its last checkpoint says so."""

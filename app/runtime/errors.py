@@ -6,9 +6,9 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NoReturn
 
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from sagemaker_env import report_failure
 from torch.distributed import DistError
 
@@ -18,11 +18,7 @@ class BadInput(Exception):
 
 
 class AgreedEnd(Exception):
-    """All ranks end after the same step, with the same exit code."""
-
-    def __init__(self, message: str, code: int):
-        super().__init__(message)
-        self.code = code
+    """All ranks end after the same step: its message and its exit code."""
 
 
 @contextlib.contextmanager
@@ -33,12 +29,13 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
-    except BadInput as error:
+    except (BadInput, MisconfigurationException) as error:
         exit_with(error, 2)
     except AgreedEnd as end:
+        message, code = end.args
         if int(os.environ.get("LOCAL_RANK", 0)):
             sys.exit(0)  # Lightning kills a host's first rank if another one ends with an error, and that one reports
-        exit_with(end, end.code)
+        exit_with(AgreedEnd(message), code)
     except KeyboardInterrupt:  # before there is anything to save
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
@@ -55,7 +52,7 @@ def exit_with(error: Exception, code: int) -> NoReturn:
     """Ends the program with one line on stderr."""
     if "JSONARGPARSE_DEBUG" in os.environ:
         raise error
-    message = f"{program()}: error: {one_line(error)}"
+    message = f"train.py: error: {' '.join(str(error).split())}"
     report_failure(message)
     print(message, file=sys.stderr)
     sys.exit(code)
@@ -63,12 +60,4 @@ def exit_with(error: Exception, code: int) -> NoReturn:
 
 def warn(message: str) -> None:
     """Says on stderr what does not end the program."""
-    print(f"{program()}: warning: {one_line(message)}", file=sys.stderr, flush=True)
-
-
-def program() -> str:
-    return Path(sys.argv[0]).name
-
-
-def one_line(message: object) -> str:
-    return " ".join(str(message).split())
+    print(f"train.py: warning: {' '.join(message.split())}", file=sys.stderr, flush=True)

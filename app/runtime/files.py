@@ -1,6 +1,5 @@
 """Writing files: whether it can be done at all, and so that a power cut leaves all of a file on disk."""
 
-import contextlib
 import io
 import os
 import tempfile
@@ -33,12 +32,8 @@ def write_durably(content: bytes | memoryview, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        with contextlib.suppress(OSError):
-            path.unlink()
+        path.unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
 
 
 def write_atomically(content: bytes | memoryview, path: Path) -> None:

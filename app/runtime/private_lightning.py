@@ -12,20 +12,13 @@ from lightning_fabric.utilities.types import _Stateful
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
-collect_random_states, set_random_states = _collect_rng_states, _set_rng_states
+set_random_states = _set_rng_states
 
 
-def restore_later(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Has Lightning restore a checkpoint that is in memory: from a path it would read one file per rank."""
-    trainer._checkpoint_connector._loaded_checkpoint = checkpoint
-
-
+# The moment before a training batch is fetched is the only one between two steps: all hooks of the last one, its
+# metrics, its schedulers and a validation after it are done, and the loader has not moved on. The hook
+# on_train_batch_end comes before half of that.
 def call_between_steps(trainer: Trainer, function: Callable[[], None]) -> None:
-    """Has `function` called before each training batch is fetched.
-
-    That is the only moment between two steps: all hooks of the last one, its metrics, its schedulers and a validation
-    after it are done, and the loader has not moved on. The hook on_train_batch_end comes before half of that.
-    """
     loop = trainer.fit_loop.epoch_loop
     start_profiler = loop._on_before_fetch
 
@@ -36,60 +29,61 @@ def call_between_steps(trainer: Trainer, function: Callable[[], None]) -> None:
     loop._on_before_fetch = before_fetch
 
 
+# `batch_idx` is that of the last batch, also between two epochs.
 def num_batches_done(trainer: Trainer) -> int:
-    """Number of this epoch's batches that are done."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
+# `global_step` counts the steps of each optimizer; loggers count them once.
 def num_steps_done(trainer: Trainer) -> int:
-    """Number of steps as the loggers count them: `global_step` counts each optimizer's."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
-def is_between_steps(trainer: Trainer) -> bool:
-    """Whether Lightning could go on exactly from here, inside an epoch.
-
-    Not while gradients accumulate, which nothing saves. Not where a validation has just been, which it would count
-    twice.
-    """
-    loop = trainer.fit_loop.epoch_loop
-    return not loop._should_accumulate() and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
-
-
 def loaders(trainer: Trainer) -> list[Any]:
-    """The loaders of training."""
     return trainer.fit_loop._combined_loader.flattened
 
 
-def loader_states(trainer: Trainer) -> list[dict[str, Any]] | None:
-    """The positions of this rank's loaders, if all of them can tell theirs; Lightning saves those of rank 0 only."""
-    if trainer.num_training_batches == float("inf"):  # Lightning fetches one batch too many then
-        return None
-    states = [loader.state_dict() for loader in loaders(trainer) if isinstance(loader, _Stateful)]
-    return states if len(states) == len(loaders(trainer)) else None
+# Lightning itself saves the loaders' positions of rank 0 only.
+def state_of_rank(trainer: Trainer) -> dict[str, Any]:
+    states = [loader.state_dict() for loader in loaders(trainer)] if can_tell_positions(trainer) else None
+    return {"random_states": _collect_rng_states(), "loaders": states}
 
 
-def move_loaders(trainer: Trainer, states: list[dict[str, Any]] | None) -> None:
-    """Has the loaders begin again, in the right epoch: when Lightning resumes, it tells them that too late."""
-    for loader, state in zip(loaders(trainer), states or [None] * len(loaders(trainer)), strict=True):
-        _set_sampler_epoch(loader, trainer.current_epoch)
-        if state is not None:
-            loader.load_state_dict(state)
-    iter(trainer.fit_loop._data_fetcher)
+# From loaders without a length Lightning fetches a batch too many.
+def can_tell_positions(trainer: Trainer) -> bool:
+    return trainer.num_training_batches != float("inf") and all(
+        isinstance(each, _Stateful) for each in loaders(trainer)
+    )
 
 
-def forget_that_this_is_a_restart(trainer: Trainer, epoch_too: bool) -> None:
-    """Lightning would not step a plateau scheduler at the end of a restarted epoch, nor train its first batch."""
-    trainer.fit_loop._restarting = False
-    if epoch_too:
-        trainer.fit_loop.epoch_loop._restarting = False
+# Nothing saves gradients that accumulate, and Lightning would count a validation that has just been twice.
+def can_go_on_from_here(trainer: Trainer) -> bool:
+    loop = trainer.fit_loop.epoch_loop
+    is_free = not loop._should_accumulate() and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    return is_free and can_tell_positions(trainer)
 
 
-def restore_metrics(trainer: Trainer, metrics: dict[str, Any]) -> None:
-    """What callbacks and plateau schedulers monitor, also in an epoch without a validation."""
-    trainer._logger_connector._callback_metrics.update(metrics)
+# From a path, Lightning would read one file per rank, which on other hosts may be older or missing.
+def restore_later(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
+    trainer._checkpoint_connector._loaded_checkpoint = checkpoint
 
 
+def go_on(trainer: Trainer, is_between_steps: bool, states: list[dict] | None, metrics: dict[str, Any]) -> None:
+    """Does what Lightning leaves out when it resumes, in on_train_start."""
+    loop = trainer.fit_loop
+    loop._restarting = False  # or no plateau scheduler steps at the end of the epoch
+    if not is_between_steps or not num_batches_done(trainer):
+        loop.epoch_loop._restarting = False  # or the first batch of the epoch is not trained
+    trainer._logger_connector._callback_metrics.update(metrics)  # which callbacks monitor, also without a validation
+    if is_between_steps:
+        for loader, state in zip(loaders(trainer), states or [None] * len(loaders(trainer)), strict=True):
+            _set_sampler_epoch(loader, trainer.current_epoch)  # Lightning does it after the iterator is made
+            if state is not None:
+                loader.load_state_dict(state)
+        iter(loop._data_fetcher)
+
+
+# TensorBoard ignores what was logged from `purge_step` on.
 def continue_version(logger: TensorBoardLogger, version: int | str | None, purge_step: int) -> None:
-    """Has the log go on in that version's folder, where TensorBoard ignores what was logged from `purge_step` on."""
     logger._version, logger._kwargs["purge_step"] = version, purge_step

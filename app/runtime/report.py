@@ -4,42 +4,34 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
-from torch import Tensor
 
 from runtime.private_lightning import loaders, num_steps_done
 
 
 class Report(Checkpoint):  # which Lightning calls after the module's own hooks, where most modules log
-    """Prints one line that says what trains, and one per epoch with all that the module logs; logs the learning rate.
+    """Prints what trains, and, where it is asked to, what the module logs per epoch as key=value pairs for CloudWatch.
 
-    Args:
-        print_epochs: Print the metrics of each epoch as key=value pairs, which CloudWatch finds.
+    It also logs the learning rate.
     """
 
     def __init__(self, print_epochs: bool):
         self.print_epochs = print_epochs
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        sizes = [getattr(loader, "global_batch_size", None) for loader in loaders(trainer)]
-        for index, loader in enumerate(loaders(trainer)):
-            if sizes[index] is None and getattr(loader, "batch_size", None):
-                sizes[index] = loader.batch_size * trainer.world_size
-        samples = f"{sum(sizes) * trainer.accumulate_grad_batches} samples per step, " if None not in sizes else ""
-        processes = count(trainer.world_size, "process", "processes")
-        hosts, device = count(trainer.num_nodes, "host", "hosts"), trainer.strategy.root_device.type
+        sizes = [num_samples_per_batch(loader, trainer.world_size) for loader in loaders(trainer)]
+        processes, hosts = count(trainer.world_size, "process", "processes"), count(trainer.num_nodes, "host", "hosts")
+        samples = f"{sum(sizes) * trainer.accumulate_grad_batches} samples per step, " if all(sizes) else ""
         if trainer.is_global_zero:
-            print(
-                f"training in {processes} on {hosts}, device {device}, {samples}from step {trainer.global_step}",
-                flush=True,
-            )
+            where = f"{processes} on {hosts}, device {trainer.strategy.root_device.type}"
+            print(f"training in {where}, {samples}from step {trainer.global_step}", flush=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = num_steps_done(trainer)
         if trainer.log_every_n_steps and (step + 1) % trainer.log_every_n_steps == 0:
             rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
-            rates = {f"lr_{index}" if index else "lr": rate for index, rate in enumerate(rates)}
             for logger in trainer.loggers:
-                logger.log_metrics(rates, step=step)
+                names = ("lr", *(f"lr_{number}" for number in range(1, len(rates))))
+                logger.log_metrics(dict(zip(names, rates, strict=True)), step=step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print(trainer, {"epoch": trainer.current_epoch, "step": trainer.global_step})
@@ -57,12 +49,13 @@ def logged_metrics(trainer: Trainer) -> dict[str, float]:
     """What the module has logged, those of training first, without the copies that Lightning makes per step."""
     logged = trainer.callback_metrics
     copies = {f"{name}_{kind}" for name in logged for kind in ("step", "epoch")}
-    values = {name: float(value) for name, value in logged.items() if name not in copies and is_number(value)}
-    return dict(sorted(values.items(), key=lambda item: [not item[0].startswith(kind) for kind in ("train", "val")]))
+    names = sorted(logged, key=lambda name: [not name.startswith(kind) for kind in ("train", "val")])
+    return {name: float(logged[name]) for name in names if name not in copies}
 
 
-def is_number(value: Any) -> bool:
-    return not isinstance(value, Tensor) or value.numel() == 1
+def num_samples_per_batch(loader: Any, world_size: int) -> int:
+    """Over all ranks; 0 if the loader cannot tell."""
+    return getattr(loader, "global_batch_size", 0) or (getattr(loader, "batch_size", 0) or 0) * world_size
 
 
 def count(number: int, one: str, many: str) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
-from sagemaker_env import job_name
+from sagemaker_env import in_sagemaker, job_name
 
 from runtime import private_lightning
-from runtime.checkpoint_files import CheckpointFolder
+from runtime.checkpoint_files import CheckpointFolder, end_mark
 from runtime.errors import AgreedEnd
-from runtime.find_checkpoint import START_ANEW, check_epochs, find_checkpoint
+from runtime.find_checkpoint import find_checkpoint
 from runtime.stop_signal import StopSignal
 
 
@@ -30,36 +30,37 @@ class Resume(Checkpoint):
         every_n_train_steps: Least number of steps between two points inside an epoch; 0 is no limit.
         every_n_minutes: Least minutes between two points inside an epoch; 0 is no limit.
         timeout: Seconds that the ranks wait for each other.
+        options: What two runs must have in common for one to go on where the other was.
     """
 
-    def __init__(self, dirpath: str | None, every_n_train_steps: int, every_n_minutes: float, timeout: float):
-        self.folder = CheckpointFolder(Path(dirpath)) if dirpath else None
+    def __init__(
+        self, dirpath: str | None, every_n_train_steps: int, every_n_minutes: float, timeout: float, options: dict
+    ):
+        self.folder = CheckpointFolder(Path(dirpath or ""))
+        self.has_folder = dirpath is not None
         self.every_n_train_steps, self.every_n_seconds = every_n_train_steps, every_n_minutes * 60
-        self.stop_signal = StopSignal(timeout)
-        self.options: dict[str, Any] = {}  # what two runs must have in common for one to go on where the other was
+        self.stop_signal, self.options = StopSignal(timeout), options
         self.found: dict[str, Any] | None = None  # the checkpoint from which this run goes on
-        self._point, self._state_to_restore = "end", None
+        self._point, self._random_states = "end", None
         self._last_step: int | None = None
 
     def find(self, trainer: Trainer, model: LightningModule, ckpt_path: str | None) -> None:
-        """Finds the checkpoint to go on from, as `find_checkpoint` does, on rank 0 and before training begins."""
-        if found := find_checkpoint(self.folder, ckpt_path, model, self.options):
-            path, checkpoint = found
-            check_epochs(path, checkpoint, trainer.max_epochs)
-            for logger, state in zip(trainer.loggers, checkpoint["resume"]["loggers"], strict=False):
+        """Finds the checkpoint to go on from, on rank 0, before training begins. Raises BadInput."""
+        paths = self.folder.files() if self.has_folder else []
+        if found := find_checkpoint(paths, ckpt_path, model, self.options):
+            path, self.found = found
+            for logger, state in zip(trainer.loggers, self.found["resume"]["loggers"], strict=False):
                 if state is not None:
                     logger.load_state_dict(state)
-            self.found = checkpoint
-            if self.folder:
-                self.folder.go_on_from(path)
-            print(f"going on from {path}, step {checkpoint['global_step']} in epoch {checkpoint['epoch']}", flush=True)
+            self.folder.kept = [path]
+            print(f"going on from {path}, step {self.found['global_step']} in epoch {self.found['epoch']}", flush=True)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.folder = self.folder or CheckpointFolder(Path(trainer.checkpoint_callback.dirpath))
+        if not self.has_folder:
+            self.folder.path = Path(trainer.checkpoint_callback.dirpath)
         if stage == "fit":
             self.found = trainer.strategy.broadcast(self.found)
             if self.found:
-                self.found["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)  # restored here
                 private_lightning.restore_later(trainer, self.found)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -69,85 +70,66 @@ class Resume(Checkpoint):
         self.stop_signal.listen()
         private_lightning.call_between_steps(trainer, partial(self._between_steps, trainer))
         self._last_time = time.monotonic()
-        if not self.found:
-            return
-        state, self.found = self.found["resume"], None
-        self._check_that_it_fits(trainer, state)
-        self._last_step = private_lightning.num_steps_done(trainer)
-        same_ranks = len(state["ranks"]) == trainer.world_size
-        rank = state["ranks"][trainer.global_rank if same_ranks else 0]
-        if state["point"] == "between steps":
-            private_lightning.move_loaders(trainer, rank["loaders"])
-        if state["point"] == "end" or not private_lightning.num_batches_done(trainer):
-            private_lightning.forget_that_this_is_a_restart(trainer, epoch_too=True)
-        private_lightning.restore_metrics(trainer, state["metrics"])
-        self._state_to_restore = rank["random_states"] if same_ranks else {}
+        if self.found:
+            state, self.found = self.found["resume"], None
+            self._check_that_it_fits(trainer, state["shape"])
+            same_ranks = len(state["ranks"]) == trainer.world_size
+            rank = state["ranks"][trainer.global_rank if same_ranks else 0]
+            private_lightning.go_on(trainer, state["point"] == "between steps", rank["loaders"], state["metrics"])
+            self._last_step = private_lightning.num_steps_done(trainer)
+            self._random_states = rank["random_states"] if same_ranks else None
 
-    def _check_that_it_fits(self, trainer: Trainer, state: dict[str, Any]) -> None:
-        """Ends all ranks if a step or an epoch is not what it was for the run that has written the checkpoint."""
-        old, new = state["shape"], self._shape(trainer)
-        if old == new:
-            return
-        if old["samples per step"] is None or old["samples per step"] != new["samples per step"]:
-            was = ", ".join(f"{value} {name}" for name, value in old.items() if value != new[name])
-            now = ", ".join(f"{value} {name}" for name, value in new.items() if value != old[name])
-            raise AgreedEnd(
-                f"{self.folder.newest} is of a run with {was}, not {now}: make them the same, or {START_ANEW}",
-                2,
-            )
-        if trainer.is_global_zero:
-            before = old["processes"]
-            print(f"{trainer.world_size} processes instead of {before} go on, so not bit for bit", flush=True)
+    def _check_that_it_fits(self, trainer: Trainer, before: dict[str, Any]) -> None:
+        shape = self._shape(trainer)
+        others = [name for name in shape if before[name] != shape[name]]
+        if others and (shape["samples per step"] is None or "samples per step" in others):
+            was, now = (", ".join(f"{values[name]} {name}" for name in others) for values in (before, shape))
+            path = self.folder.kept[0] if self.folder.kept else "the checkpoint"
+            line = f"{path} is of a run with {was}, not {now}: make them the same, or start anew with --ckpt_path=none"
+            raise AgreedEnd(line, 2)
+        if others and trainer.is_global_zero:
+            print(f"{trainer.world_size} processes instead of {before['processes']} go on, so not bit for bit")
 
     def _shape(self, trainer: Trainer) -> dict[str, Any]:
-        """What makes a step and an epoch."""
         sizes = [getattr(loader, "global_batch_size", None) for loader in private_lightning.loaders(trainer)]
-        accumulated = trainer.accumulate_grad_batches
         return {
-            "samples per step": None if None in sizes else sum(sizes) * accumulated,
+            "samples per step": None if None in sizes else sum(sizes) * trainer.accumulate_grad_batches,
             "batches per epoch": trainer.num_training_batches,
-            "batches per step": accumulated,
+            "batches per step": trainer.accumulate_grad_batches,
             "processes": trainer.world_size,
         }
 
     def _between_steps(self, trainer: Trainer) -> None:
-        if self._state_to_restore:
-            private_lightning.set_random_states(self._state_to_restore)
-        if self._state_to_restore is not None:
-            private_lightning.forget_that_this_is_a_restart(trainer, epoch_too=False)
-            self._state_to_restore = None
-        step, is_new_epoch = private_lightning.num_steps_done(trainer), not private_lightning.num_batches_done(trainer)
-        num_steps = step - (self._last_step or 0)
+        if self._random_states:
+            private_lightning.set_random_states(self._random_states)
+            self._random_states = None
+        is_new_epoch = not private_lightning.num_batches_done(trainer)
+        num_steps = private_lightning.num_steps_done(trainer) - (self._last_step or 0)
         is_late = 0 < self.every_n_seconds <= time.monotonic() - self._last_time
         signum, is_late = self.stop_signal.agree(trainer, is_late)
-        is_due = is_new_epoch or self._last_step is None or is_late or 0 < self.every_n_train_steps <= num_steps
-        can_save = num_steps > 0 and (is_new_epoch or self._is_inside_epoch(trainer))
-        if can_save and (is_due or signum):
+        is_due = is_new_epoch or self._last_step is None or 0 < self.every_n_train_steps <= num_steps
+        is_due |= is_late and num_steps > 1  # the ranks still say that it was late in the step after a checkpoint
+        if num_steps and (is_due or signum) and (is_new_epoch or private_lightning.can_go_on_from_here(trainer)):
             self._save(trainer, "between steps")
         self._stop_if_asked(trainer, signum)
 
-    def _is_inside_epoch(self, trainer: Trainer) -> bool:
-        has_positions = private_lightning.loader_states(trainer) is not None
-        return has_positions and private_lightning.is_between_steps(trainer)
-
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if not trainer.sanity_checking and trainer.state.fn == "fit" and float("inf") not in trainer.num_val_batches:
-            signum, _ = self.stop_signal.agree(trainer)
-            self._stop_if_asked(trainer, signum)
+        # Ranks whose loaders have no length may have different numbers of batches, and so could not agree.
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and float("inf") not in trainer.num_val_batches:
+            self._stop_if_asked(trainer, self.stop_signal.agree(trainer)[0])
 
     def _stop_if_asked(self, trainer: Trainer, signum: int) -> None:
         if signum:
-            if trainer.is_global_zero:
-                for logger in trainer.loggers:
-                    logger.finalize("failed")
+            for logger in trainer.loggers if trainer.is_global_zero else []:
+                logger.finalize("failed")
             trainer.strategy.barrier()
-            name, code = signal.Signals(signum).name, 128 + signum
-            raise AgreedEnd(
-                f"stopped by {name} after step {trainer.global_step}; the same command {self._what_goes_on()}", code
+            self._end(
+                trainer, f"stopped by {signal.Signals(signum).name} after step {trainer.global_step}", 128 + signum
             )
 
-    def _what_goes_on(self) -> str:
-        return f"goes on from {self.folder.newest}" if self.folder.newest else "starts anew"
+    def _end(self, trainer: Trainer, reason: str, code: int) -> None:
+        where = f"goes on from {self.folder.kept[-1]}" if self.folder.kept else "starts anew"
+        raise AgreedEnd(f"{reason}; the same command {where if trainer.is_global_zero else 'goes on'}", code)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, "end")
@@ -160,49 +142,35 @@ class Resume(Checkpoint):
             return
         is_finite = all(bool(torch.isfinite(weight).all()) for weight in trainer.lightning_module.parameters())
         if not trainer.strategy.reduce_boolean_decision(is_finite):
-            raise AgreedEnd(
-                f"the weights are not finite after step {trainer.global_step}: try a smaller learning rate; the same "
-                f"command {self._what_goes_on()}",
-                1,
-            )
+            reason = f"the weights are not finite after step {trainer.global_step}: try a smaller learning rate"
+            self._end(trainer, reason, 1)
         path, self._point = self.folder.file(trainer.global_step), point
         trainer.save_checkpoint(path, weights_only=False)
         self._point = "end"
         self._last_step, self._last_time = private_lightning.num_steps_done(trainer), time.monotonic()
-        files = trainer.strategy.checkpoint_io
-        if trainer.is_global_zero and not files.error:
+        if trainer.is_global_zero and not trainer.strategy.checkpoint_io.error:
             self.folder.keep(path)
-            files.remove_superseded()
+            trainer.strategy.checkpoint_io.remove_superseded()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        rank = {
-            "random_states": private_lightning.collect_random_states(),
-            "loaders": private_lightning.loader_states(trainer),
-        }
-        loggers = []
-        if trainer.is_global_zero:
-            loggers = [logger.state_dict() if hasattr(logger, "state_dict") else None for logger in trainer.loggers]
+        loggers = trainer.loggers if trainer.is_global_zero else []
         checkpoint["resume"] = {
             "point": self._point,
-            "ranks": gather(rank),
+            "ranks": gather(private_lightning.state_of_rank(trainer)),
             "shape": self._shape(trainer),
             "metrics": dict(trainer.callback_metrics),
-            "loggers": loggers,
+            "loggers": [logger.state_dict() if hasattr(logger, "state_dict") else None for logger in loggers],
             "options": self.options,
             "job": job_name(),
         }
 
     def end(self, trainer: Trainer) -> None:
-        """Says that nothing is left to do, so that the same command starts anew. SageMaker may repeat a job, though.
-
-        Raises:
-            AgreedEnd: The last checkpoint could not be written.
-        """
-        if not trainer.is_global_zero or trainer.fast_dev_run:
-            return
-        if error := trainer.strategy.checkpoint_io.error:
-            raise AgreedEnd(f"the last checkpoint could not be written: {error}", 1)
-        self.folder.mark_the_end()
+        """Says that nothing is left to do. Raises AgreedEnd if the last checkpoint could not be written."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            if error := trainer.strategy.checkpoint_io.error:
+                raise AgreedEnd(f"the last checkpoint could not be written: {error}", 1)
+            for path in self.folder.kept[-1:] if not in_sagemaker() else []:  # which may repeat a job
+                end_mark(path).touch()
 
 
 def gather(value: object) -> list[Any]:
