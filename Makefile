@@ -8,8 +8,11 @@ help:  ## List these commands
 train: .venv/installed  ## Train a ResNet-18 on the CPU, on synthetic images, in about a minute
 	$(BIN)/python app/train.py --config app/synthetic.yaml
 
-test: .venv/installed-dev  ## Run the tests that need no Docker, offline
-	$(BIN)/pytest -n 2 -m "not docker"
+test: .venv/installed-dev  ## Run the tests that take seconds, offline, in less than four minutes
+	$(BIN)/pytest -n 2 -m "not docker and not slow"
+
+test-slow: .venv/installed-dev  ## Run the tests that take long: kills, lost hosts, jobs from start to end
+	$(BIN)/pytest -n 2 -m "slow and not docker"
 
 test-docker: .venv/installed-dev  ## Build the image and run the tests that need a Docker Engine
 	$(BIN)/pytest -m docker
@@ -40,4 +43,4 @@ drill: .venv/installed-dev  ## Kill runs in all ways, and compare how they end: 
 	.venv/aws/bin/pip install --quiet --disable-pip-version-check awscli==1.45.11
 	@touch $@
 
-.PHONY: help train test test-docker check bench drill
+.PHONY: help train test test-slow test-docker check bench drill

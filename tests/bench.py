@@ -25,7 +25,7 @@ import numpy as np
 import pytorch_lightning
 import torch
 import torchvision
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -38,12 +38,11 @@ from cifar10 import PADDING, CIFAR10DataModule, SyntheticCIFAR10DataModule
 from resnet import Classifier, ResNet18
 from runtime.best_network import BestNetwork
 from runtime.checkpoint_files import CheckpointFiles
-from runtime.devices import register_strategies
 from runtime.report import Report
 from runtime.resume import Resume
 from runtime.s3_logger import S3TensorBoardLogger
 
-torch.utils.deterministic.fill_uninitialized_memory = False  # as in cli.py
+torch.utils.deterministic.fill_uninitialized_memory = False  # as in runtime/cli.py
 # S3 in another process, where each request takes 50 ms longer.
 S3 = "from aws import *; AWS().reset(); print(Endpoint(delay=0.05).url, BUCKET, flush=True); input()"
 INTERVAL = 5  # minutes, the default of --checkpoint.every_n_minutes
@@ -74,7 +73,9 @@ def torchvision_dataset(module: CIFAR10DataModule) -> CIFAR10:
     dataset = CIFAR10.__new__(CIFAR10)  # without __init__, which reads the files
     dataset.data, dataset.targets = images.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist()
     crop, mirror = transforms.RandomCrop(32, padding=PADDING), transforms.RandomHorizontalFlip()
-    dataset.transform = transforms.Compose([crop, mirror, transforms.ToTensor(), transforms.Normalize(module.mean, module.std)])
+    dataset.transform = transforms.Compose(
+        [crop, mirror, transforms.ToTensor(), transforms.Normalize(module.mean, module.std)]
+    )
     dataset.target_transform = None
     return dataset
 
@@ -110,6 +111,12 @@ def compare_inputs(module: CIFAR10DataModule, dataset: CIFAR10, all_num_workers:
     for name, value in seconds.items():
         print(f"{name:28}{1 / value:12,.0f}{value / seconds['ours']:8.2f} times", flush=True)
     return min(value for name, value in seconds.items() if "torchvision" in name) / seconds["ours"]
+
+
+def callbacks_of_train(folder: str, every_n_train_steps: int = 0) -> list[Callback]:
+    """Those of train.py."""
+    best = BestNetwork(folder, monitor="val_loss", save_on_train_epoch_end=True)
+    return [best, Report(print_epochs=False), Resume(folder, every_n_train_steps, INTERVAL, 300.0, {})]
 
 
 class TimedClassifier(Classifier):
@@ -183,7 +190,7 @@ def time_checkpoint(network: nn.Module, module: CIFAR10DataModule) -> float:
         Trainer(accelerator="cpu", devices=1, deterministic="warn", **parts, **limits, **quiet).fit(model, module)
     torch.use_deterministic_algorithms(False)
     steps = [end - start for start, end in pairwise(model.times)]
-    with_checkpoint = steps[every - 2 :: every]
+    with_checkpoint = steps[every::every]  # the first is written after the first step
     return median(with_checkpoint) - median(steps)
 
 

@@ -141,7 +141,10 @@ def test_sigterm_reaches_the_training_processes_and_the_exit_code_comes_back(job
     wait_for("epoch=1 ", host)
     host.process.terminate()
     assert host.wait(timeout=20) == 1  # the toolkit's, for any failure
-    assert re.search(r"train.py: error: stopped by SIGTERM after step \d+; the same command goes on from \S+/last-step=\d+.ckpt\n", host.log)
+    assert re.search(
+        r"train.py: error: stopped by SIGTERM after step \d+; the same command goes on from \S+/last-step=\d+.ckpt\n",
+        host.log,
+    )
     assert "stopped by SIGTERM after step" in host.failure and "ExitCode 143" in host.log
 
 
