@@ -1,6 +1,6 @@
-"""Accidents: kills runs of train.py, starts them again, and compares their ends with runs that nothing interrupted.
+"""Crash-tests checkpoints: kills runs of train.py, starts them again, and compares their ends with runs that nothing interrupted.
 
-    .venv/bin/python tests/drill.py [number of accidents [seed]]
+    .venv/bin/python tests/drill.py [number of kills [seed]]
 
 The exit code is 1 if a run did not go on, hung, lost more steps than lie between two checkpoints, or ended otherwise.
 """
@@ -143,7 +143,7 @@ class Run:
 
 
 @dataclass
-class Accident:
+class Interruption:
     setup: str
     network: str
     kind: str
@@ -180,90 +180,90 @@ def interrupt(run: Run, kind: str, seconds: float, numbers: random.Random) -> in
     return step
 
 
-def have(accident: Accident, folder: Path, numbers: random.Random) -> None:
-    """Starts a run, has the accident, sometimes twice, starts it again, and compares."""
-    expected, seconds = uninterrupted(folder, accident.setup, accident.network)
+def crash_test(interruption: Interruption, folder: Path, numbers: random.Random) -> None:
+    """Starts a run, interrupts it, sometimes twice, starts it again, and compares."""
+    expected, seconds = uninterrupted(folder, interruption.setup, interruption.network)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         path = Path(name)
         options, last_step = [], len(expected["TensorBoard"]["images_per_second"])
-        if "kill -9 in" in accident.kind:
-            hook = accident.kind.split()[-1]
+        if "kill -9 in" in interruption.kind:
+            hook = interruption.kind.split()[-1]
             early = hook.startswith("on_train_batch") and numbers.random() < 0.5  # the very first steps
             step = numbers.randrange(0, 2 if early else expected["global_step"])
-            rank = numbers.randrange(NUM_RANKS[accident.setup])
+            rank = numbers.randrange(NUM_RANKS[interruption.setup])
             values = {"hook": hook, "step": min(step, expected["global_step"] - last_step), "rank": rank}
             options = [f"--trainer.callbacks.{key}={value}" for key, value in values.items()]
         for _ in range(numbers.choice((1, 1, 1, 2))):
-            run = Run(path, accident.setup, accident.network, *options)
+            run = Run(path, interruption.setup, interruption.network, *options)
             try:
-                step = interrupt(run, accident.kind, seconds, numbers)
+                step = interrupt(run, interruption.kind, seconds, numbers)
                 if run.wait() or list(run.checkpoint_dir.glob("*.ended")):
                     assert step == expected["global_step"], f"not interrupted at step {step}: {run.log}"
-                    return have(accident, folder, numbers)  # the accident came too late
+                    return crash_test(interruption, folder, numbers)  # it came too late
             finally:
                 run.kill()
             reached = int(run.step_file.read_text()) if run.step_file.exists() else 0
-        run = Run(path, accident.setup, accident.network)
+        run = Run(path, interruption.setup, interruption.network)
         try:
             run.wait_for_first_step()
-            accident.seconds_to_recover = time.time() - run.start
-            accident.is_resumed = run.wait()
+            interruption.seconds_to_recover = time.time() - run.start
+            interruption.is_resumed = run.wait()
             found = re.search(r"going on from .* step (\d+)", run.log)
-            accident.num_steps_lost = reached - (int(found[1]) if found else 0)
-            result = run.result() if accident.is_resumed else {}
+            interruption.num_steps_lost = reached - (int(found[1]) if found else 0)
+            result = run.result() if interruption.is_resumed else {}
             if not found:  # each start before the first checkpoint makes a log folder of its own
                 result |= {"log folders": expected["log folders"]}
-            accident.differences = ", ".join(name for name in expected if result.get(name) != expected[name])
+            interruption.differences = ", ".join(name for name in expected if result.get(name) != expected[name])
         except TimeoutError as error:
-            accident.differences = str(error)
+            interruption.differences = str(error)
         finally:
             run.kill()
-        if accident.differences or not accident.is_resumed:
+        if interruption.differences or not interruption.is_resumed:
             print(run.log)
 
 
-def plan(num_accidents: int, numbers: random.Random) -> list[Accident]:
+def plan(num_interruptions: int, numbers: random.Random) -> list[Interruption]:
     """Each kind in turn, with a network and a number of processes in turn, the quick ones most often."""
     setups = ["one process"] * 3 + ["two processes"] * 2 + ["two hosts"]
-    accidents = []
-    while len(accidents) < num_accidents:
+    interruptions = []
+    while len(interruptions) < num_interruptions:
         kinds = list(KINDS)
         numbers.shuffle(kinds)
         for kind in kinds:
-            setup = setups[len(accidents) % len(setups)]
-            network = "ResNet-18" if kind.endswith("save") or len(accidents) % 4 == 3 else "tiny"
+            setup = setups[len(interruptions) % len(setups)]
+            network = "ResNet-18" if kind.endswith("save") or len(interruptions) % 4 == 3 else "tiny"
             if setup == "one process" and ("one" in kind.split()[-2:] or kind.endswith(("one", "other"))):
                 setup = "two processes"
-            accidents.append(Accident(setup, network, kind))
-    return accidents[:num_accidents]
+            interruptions.append(Interruption(setup, network, kind))
+    return interruptions[:num_interruptions]
 
 
 def main() -> None:
-    num_accidents, seed = [*map(int, sys.argv[1:]), *(20, 0)[len(sys.argv) - 1 :]]
+    num_interruptions, seed = [*map(int, sys.argv[1:]), *(20, 0)[len(sys.argv) - 1 :]]
     numbers = random.Random(seed)
-    accidents = plan(num_accidents, numbers)
+    interruptions = plan(num_interruptions, numbers)
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # what it purges is what is to be seen
     start = time.time()
     with tempfile.TemporaryDirectory() as folder:
-        for number, accident in enumerate(accidents, 1):
-            where = f"{number:3} {accident.setup:14}{accident.network:10}{accident.kind:36}"
+        for number, interruption in enumerate(interruptions, 1):
+            where = f"{number:3} {interruption.setup:14}{interruption.network:10}{interruption.kind:36}"
             try:
-                have(accident, Path(folder), numbers)
+                crash_test(interruption, Path(folder), numbers)
             except (TimeoutError, AssertionError) as error:
-                accident.differences = str(error)
-            outcome = "bit-exact" if accident.is_resumed and not accident.differences else "FAILED"
-            times = f"{accident.num_steps_lost:3} steps lost, {accident.seconds_to_recover:3.0f} s to recover"
-            print(f"{where} {outcome:10}{times} {accident.differences}", flush=True)
-    lost = [accident.num_steps_lost for accident in accidents]
-    exact = [accident for accident in accidents if accident.is_resumed and not accident.differences]
-    seconds = [accident.seconds_to_recover for accident in accidents]
+                interruption.differences = str(error)
+            outcome = "bit-exact" if interruption.is_resumed and not interruption.differences else "FAILED"
+            times = f"{interruption.num_steps_lost:3} steps lost, {interruption.seconds_to_recover:3.0f} s to recover"
+            print(f"{where} {outcome:10}{times} {interruption.differences}", flush=True)
+    lost = [interruption.num_steps_lost for interruption in interruptions]
+    exact = [interruption for interruption in interruptions if interruption.is_resumed and not interruption.differences]
+    seconds = [interruption.seconds_to_recover for interruption in interruptions]
     print(f"""
-accidents           {len(accidents)} in {(time.time() - start) / 60:.0f} minutes
-resumed             {sum(accident.is_resumed for accident in accidents)}
+interruptions       {len(interruptions)} in {(time.time() - start) / 60:.0f} minutes
+resumed             {sum(interruption.is_resumed for interruption in interruptions)}
 bit-exact           {len(exact)}
 steps lost          {max(lost)} at most, {mean(lost):.1f} on average; {INTERVAL} lie between two checkpoints
 seconds to recover  {max(seconds):.0f} at most, {mean(seconds):.0f} on average, most of them for imports""")
-    sys.exit(len(exact) < len(accidents) or max(lost) > INTERVAL)
+    sys.exit(len(exact) < len(interruptions) or max(lost) > INTERVAL)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ DRILL = ("--trainer.callbacks=tiny.Drill", "--trainer.callbacks.file=step")
 def killed(*options: str, step: int = 23, hook: str = "on_train_batch_end", code: int = -9, **kwargs) -> str:
     """What a run prints that gets SIGKILL, or another signal, at a step; an epoch has 16."""
     values = {"step": step, "hook": hook, "signum": -code if code < 0 else code - 128}
-    accident = [f"--trainer.callbacks.{key}={value}" for key, value in values.items()]
-    return run_train_warm(*RUN, *options, *DRILL, *accident, code=code, **kwargs).stderr
+    interruption = [f"--trainer.callbacks.{key}={value}" for key, value in values.items()]
+    return run_train_warm(*RUN, *options, *DRILL, *interruption, code=code, **kwargs).stderr
 
 
 def ends(folder: Path) -> dict[str, object]:
@@ -117,10 +117,10 @@ def test_a_signal_ends_the_run_after_the_step_and_names_where_it_goes_on(
     ],
 )
 def test_a_drill_ends_bit_for_bit_within_an_interval(tmp_path, setup, kind):
-    accident = drill.Accident(setup, "ResNet-18" if "save" in kind else "tiny", kind)
-    drill.have(accident, tmp_path, random.Random(0))
-    assert accident.is_resumed and not accident.differences
-    assert accident.num_steps_lost <= drill.INTERVAL
+    interruption = drill.Interruption(setup, "ResNet-18" if "save" in kind else "tiny", kind)
+    drill.crash_test(interruption, tmp_path, random.Random(0))
+    assert interruption.is_resumed and not interruption.differences
+    assert interruption.num_steps_lost <= drill.INTERVAL
 
 
 @pytest.mark.parametrize("damage", ["cut off", "one bit"])

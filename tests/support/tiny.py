@@ -55,12 +55,12 @@ class Fail(Callback):
 
 
 class Drill(Callback):
-    """Takes `seconds` for each batch, keeps the step and the time of the first one in a file, and has an accident.
+    """Takes `seconds` for each batch, keeps the step in a file, and sends itself a signal.
 
     Args:
         file: Where the step is kept, and beside it, with the ending .first, that the first step is done.
         seconds: Duration of each batch, of validation too.
-        hook: Where the accident happens: the name of one of Lightning's hooks, or "save", which is in the middle of it.
+        hook: Where that is: the name of one of Lightning's hooks, or "save", which is in the middle of it.
         step: At which step, at the earliest.
         rank: To which rank.
         signum: Which signal it is.
@@ -77,7 +77,7 @@ class Drill(Callback):
     ):
         self.file, self.seconds, self.hook, self.step, self.rank, self.signum = file, seconds, hook, step, rank, signum
 
-    def happen(self, hook: str, trainer: Trainer) -> None:
+    def send_signal(self, hook: str, trainer: Trainer) -> None:
         is_now = hook == self.hook and trainer.global_step >= self.step and not trainer.sanity_checking
         if is_now and trainer.global_rank == self.rank:
             os.kill(os.getpid(), self.signum)
@@ -96,7 +96,7 @@ class Drill(Callback):
         os.kill(os.getpid(), self.signum)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module, batch, batch_idx) -> None:
-        self.happen("on_train_batch_start", trainer)
+        self.send_signal("on_train_batch_start", trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx) -> None:
         time.sleep(self.seconds)
@@ -105,14 +105,14 @@ class Drill(Callback):
             os.replace(f"{self.file}.new", self.file)
             if not Path(f"{self.file}.first").exists():
                 Path(f"{self.file}.first").touch()
-        self.happen("on_train_batch_end", trainer)
+        self.send_signal("on_train_batch_end", trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx) -> None:
         time.sleep(self.seconds)
-        self.happen("on_validation_batch_end", trainer)
+        self.send_signal("on_validation_batch_end", trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.happen("on_train_epoch_end", trainer)
+        self.send_signal("on_train_epoch_end", trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.happen("on_test_start", trainer)
+        self.send_signal("on_test_start", trainer)
