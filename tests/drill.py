@@ -1,4 +1,4 @@
-"""Crash-tests checkpoints: kills runs of train.py, starts them again, and compares their ends with runs that nothing interrupted.
+"""Crash-tests checkpoints: kills runs of train.py, starts them again, and compares how they end with others.
 
     .venv/bin/python tests/drill.py [number of kills [seed]]
 
