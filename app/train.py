@@ -33,7 +33,7 @@ def main() -> None:
     metrics = logged_metrics(trainer)
     speed = metrics.get("images_per_second")
     cli.load_best_network()
-    if is_overridden("test_step", model) and is_overridden("test_dataloader", data):
+    if is_overridden("test_step", model) and is_overridden("test_dataloader", data or model):
         trainer.test(model, data, verbose=False)
         metrics = logged_metrics(trainer)
     model_path = Path(cli.config.model_dir or cli.checkpoint_dir, "model.pt")

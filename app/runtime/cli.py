@@ -139,7 +139,8 @@ class CLI(LightningCLI):
         files = [self.defaults, *(arg for arg in args if in_sagemaker() and arg.startswith("--config="))]
         options = [arg for arg in args if arg not in files]
         first = parser.parse_args([*files, *(arg for arg in options if not arg.startswith("--print_config"))])
-        self.data_class, model_class = (pydoc.locate(first[name].class_path) for name in ("data", "model"))
+        model_class = pydoc.locate(first.model.class_path)
+        self.data_class = pydoc.locate(first.data.class_path) if first.data else None  # the module may have the data
         defaults = sagemaker_defaults()
         if hasattr(self.data_class, "num_classes"):
             defaults["model.num_classes"] = self.data_class.num_classes
@@ -147,9 +148,9 @@ class CLI(LightningCLI):
             group, _, argument = name.partition(".")
             if group not in ("data", "model"):
                 files.append(f"--{name}={value}")
-            elif argument in first[group].init_args:
+            elif argument in (first[group] or {}).get("init_args", {}):
                 files += [f"--{group}={first[group].class_path}", f"--{name}={value}"]
-            elif group == "data" and not any(value in option for option in options):
+            elif group == "data" and self.data_class and not any(value in option for option in options):
                 line = f"the data module {self.data_class.__name__} takes no data_dir: give it SageMaker's folder"
                 warn(f"{line} yourself, such as --hyperparams data.root={value}")
         self.config = parser.parse_args([*files, *options])

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_fabric.utilities.data import _set_sampler_epoch
+from lightning_fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning_fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning_fabric.utilities.types import _Stateful
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 set_random_states = _set_rng_states
+WITHOUT_ORDER = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSamplerWrapper)
 
 
 # The moment before a training batch is fetched is the only one between two steps: all hooks of the last one, its
@@ -49,11 +52,15 @@ def state_of_rank(trainer: Trainer) -> dict[str, Any]:
     return {"random_states": _collect_rng_states(), "loaders": states}
 
 
-# From loaders without a length Lightning fetches a batch too many.
+# From loaders without a length Lightning fetches a batch too many. Samplers of these kinds, and what Lightning makes of
+# torchdata's in several processes, have another order each time they are asked, also when a loader goes on.
 def can_tell_positions(trainer: Trainer) -> bool:
-    return trainer.num_training_batches != float("inf") and all(
-        isinstance(each, _Stateful) for each in loaders(trainer)
-    )
+    for loader in loaders(trainer):
+        parts = [loader, getattr(loader, "batch_sampler", None)]
+        has_order = not any(isinstance(getattr(part, "sampler", None), WITHOUT_ORDER) for part in parts)
+        if not (has_order and isinstance(loader, _Stateful)):
+            return False
+    return trainer.num_training_batches != float("inf")
 
 
 # Nothing saves gradients that accumulate, and Lightning would count a validation that has just been twice.

@@ -70,6 +70,11 @@ class Resume(Checkpoint):
         self.stop_signal.listen()
         private_lightning.call_between_steps(trainer, partial(self._between_steps, trainer))
         self._last_time = time.monotonic()
+        if trainer.is_global_zero and not private_lightning.can_tell_positions(trainer):
+            line = (
+                "the training loader cannot tell its position, so an interrupted run goes on from the end of an epoch"
+            )
+            print(f"{line}; torchdata's StatefulDataLoader can", flush=True)
         if self.found:
             state, self.found = self.found["resume"], None
             self._check_that_it_fits(trainer, state["shape"])
