@@ -69,6 +69,13 @@ class Resume(Checkpoint):
         self.stop_signal.listen()
         private_lightning.call_between_steps(trainer, partial(self._between_steps, trainer))
         self._last_time = time.monotonic()
+        has_positions = private_lightning.loader_states(trainer) is not None
+        if trainer.is_global_zero and not (has_positions or trainer.fast_dev_run):
+            print(
+                "the training loader cannot tell its position, so a run goes on from the end of an epoch; "
+                "torchdata's StatefulDataLoader, of a dataset that has a length, can",
+                flush=True,
+            )
         if not self.found:
             return
         state, self.found = self.found["resume"], None
