@@ -1,4 +1,4 @@
-"""Seven kinds of glyphs, grey, 28×28 pixels, noisy and moved by a few pixels."""
+"""Seven kinds of glyphs, grey, 28 by 28 pixels, noisy and moved by a few pixels."""
 
 from pathlib import Path
 

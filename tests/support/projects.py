@@ -176,3 +176,45 @@ class Manual(LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return [torch.optim.Adam(part.parameters(), lr=0.01) for part in (self.generator, self.discriminator)]
+
+
+class Counting(Callback):
+    """Counts batches, and writes down what each rank has seen: lines `epoch sample` in files `train-<rank>`."""
+
+    def __init__(self):
+        self.num_batches = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        self.num_batches += 1
+        numbers = (batch[0].flatten(1).double().sum(dim=1) * 1e6).long().tolist()  # no two samples have the same
+        with open(Path(f"train-{trainer.global_rank}"), "a") as file:
+            file.writelines(f"{trainer.current_epoch} {number}\n" for number in numbers)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"num_batches": self.num_batches}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.num_batches = state_dict["num_batches"]
+
+
+class CountsItself(ReturnsTensor):
+    """Keeps count of its steps in its checkpoints, and writes each step's number down."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = {"training_step": 0, "on_train_batch_end": 0}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.counts["training_step"] += 1
+        return super().training_step(batch, batch_idx)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.counts["on_train_batch_end"] += 1
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["counts"] = self.counts
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.counts = checkpoint["counts"]
