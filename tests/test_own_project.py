@@ -151,8 +151,10 @@ def test_an_own_project_that_was_interrupted_ends_bit_for_bit_as_if_it_were_not(
         (("--model=projects.ReturnsTensor", STATEFUL, "--data.batch_size=50"), 3),
         (("--model=projects.Regression", STATEFUL), 17),
         (("--model=projects.Manual", STATEFUL), 34),
+        (("--model=projects.ReturnsTensor", STATEFUL, "--trainer.strategy=ddp"), 17),  # a sampler of Lightning's
+        (("--model=projects.ReturnsTensor", "--data=projects.RandomSamplerData"), 17),
     ],
-    ids=lambda value: " ".join(value[:1] + value[2:]) if isinstance(value, tuple) else None,
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
 def test_going_on_is_exact_whatever_is_trained_and_how(tmp_path, options, step):
     one, other = (tmp_path / name for name in ("uninterrupted", "interrupted"))

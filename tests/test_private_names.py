@@ -3,21 +3,24 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning_fabric.utilities.distributed import DistributedSamplerWrapper
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import DummyLogger
+from pytorch_lightning.trainer.connectors.data_connector import _get_distributed_sampler
 from results import scalars
 from runtime import private_lightning
 from runtime.errors import BadInput
 from runtime.index_loader import IndexLoader
 from runtime.parser import Parser
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, WeightedRandomSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 
@@ -200,6 +203,29 @@ def test_a_loader_goes_on_with_its_next_batch_in_the_order_of_its_epoch(tmp_path
     checkpoint = torch.load(tmp_path / "checkpoint", weights_only=False)
     fit(GoOn(checkpoint), resumed := Seen(), loader=new_loader())
     assert len(uninterrupted.batches) == 8 and resumed.batches == uninterrupted.batches[6:]
+
+
+def test_the_order_of_torchdatas_loader_in_several_ranks_depends_on_the_epoch_alone():
+    strategy = SimpleNamespace(process_dataloader=lambda loader: loader)
+    private_lightning.shuffle_by_epoch_alone(SimpleNamespace(strategy=strategy))
+    loader = StatefulDataLoader(range(8), batch_size=2, shuffle=True)
+    sampler = _get_distributed_sampler(loader, shuffle=True, overfit_batches=0, num_replicas=2, rank=0)
+    loader = strategy.process_dataloader(StatefulDataLoader(range(8), batch_size=2, sampler=sampler))
+    first = list(loader.sampler)
+    assert list(loader.sampler) == first
+    loader.sampler.set_epoch(1)
+    assert list(loader.sampler) != first
+    assert private_lightning.can_repeat_its_order(loader)
+
+
+@pytest.mark.parametrize("sampler", [RandomSampler(range(8)), WeightedRandomSampler([1.0] * 8, 8)])
+@pytest.mark.parametrize("in_several_ranks", [False, True])
+def test_a_loader_is_known_whose_order_is_another_one_each_time(sampler, in_several_ranks):
+    loader = StatefulDataLoader(range(8), batch_size=2, sampler=sampler)
+    if in_several_ranks:
+        sampler = DistributedSamplerWrapper(sampler, num_replicas=2, rank=0)
+        loader = StatefulDataLoader(range(8), batch_size=2, sampler=sampler)
+    assert not private_lightning.can_repeat_its_order(loader)
 
 
 @pytest.mark.parametrize("forgets, num_plateau_steps", [(True, 2), (False, 1)])

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_fabric.utilities.data import _set_sampler_epoch
+from lightning_fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning_fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning_fabric.utilities.types import _Stateful
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 collect_random_states, set_random_states = _collect_rng_states, _set_rng_states
 
@@ -61,12 +63,49 @@ def loaders(trainer: Trainer) -> list[Any]:
     return trainer.fit_loop._combined_loader.flattened
 
 
+def shuffle_by_epoch_alone(trainer: Trainer) -> None:
+    """Has several ranks shuffle torchdata's StatefulDataLoader as DistributedSampler does, in an order that it repeats.
+
+    Lightning, which does not know torchdata's RandomSampler, leaves it inside of a DistributedSampler, which keeps no
+    state of it: each time it is asked, also by a loader that goes on, it has another order.
+    """
+    process = trainer.strategy.process_dataloader
+
+    def process_dataloader(loader: Any) -> Any:
+        loader = process(loader)
+        for sampler in wrappers(loader):
+            inner = sampler.dataset._sampler
+            is_torchdatas = type(inner).__module__.startswith("torchdata.") and type(inner).__name__ == "RandomSampler"
+            if is_torchdatas and not inner.replacement and len(inner) == len(inner.data_source):
+                sampler.dataset._sampler = range(len(inner))
+        return loader
+
+    trainer.strategy.process_dataloader = process_dataloader
+
+
+def samplers(loader: Any) -> list[Any]:
+    return [getattr(each, "sampler", None) for each in (loader, getattr(loader, "batch_sampler", None))]
+
+
+def wrappers(loader: Any) -> list[DistributedSamplerWrapper]:
+    """Samplers with which Lightning divides those that it does not know among the ranks."""
+    return [sampler for sampler in samplers(loader) if isinstance(sampler, DistributedSamplerWrapper)]
+
+
+def can_repeat_its_order(loader: Any) -> bool:
+    """Whether a loader that goes on has the samples of the epoch's rest: these have another order each time."""
+    without_state = RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+    is_random = any(isinstance(sampler, without_state) for sampler in samplers(loader))
+    return not is_random and all(isinstance(sampler.dataset._sampler, range) for sampler in wrappers(loader))
+
+
 def loader_states(trainer: Trainer) -> list[dict[str, Any]] | None:
     """The positions of this rank's loaders, if all of them can tell theirs; Lightning saves those of rank 0 only."""
     if trainer.num_training_batches == float("inf"):  # Lightning fetches one batch too many then
         return None
-    states = [loader.state_dict() for loader in loaders(trainer) if isinstance(loader, _Stateful)]
-    return states if len(states) == len(loaders(trainer)) else None
+    if all(isinstance(loader, _Stateful) and can_repeat_its_order(loader) for loader in loaders(trainer)):
+        return [loader.state_dict() for loader in loaders(trainer)]
+    return None
 
 
 def move_loaders(trainer: Trainer, states: list[dict[str, Any]] | None) -> None:

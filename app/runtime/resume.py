@@ -57,6 +57,7 @@ class Resume(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = self.folder or CheckpointFolder(Path(trainer.checkpoint_callback.dirpath))
         if stage == "fit":
+            private_lightning.shuffle_by_epoch_alone(trainer)
             self.found = trainer.strategy.broadcast(self.found)
             if self.found:
                 self.found["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)  # restored here

@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss, mse_loss
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -49,6 +49,14 @@ class OwnSamplerData(PlainData):
     def train_dataloader(self) -> StatefulDataLoader:
         dataset = points(100, 0)
         return StatefulDataLoader(dataset, batch_size=self.batch_size, sampler=DistributedSampler(dataset))
+
+
+class RandomSamplerData(PlainData):
+    """Whose loader can tell how far it is, but not in which order."""
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        dataset = points(100, 0)
+        return StatefulDataLoader(dataset, batch_size=self.batch_size, sampler=RandomSampler(dataset))
 
 
 class BareData(LightningDataModule):
