@@ -1,0 +1,228 @@
+"""Modules and data modules in the ways of Lightning's documentation, to see that any of them can be trained."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, l1_loss, mse_loss
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, TensorDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+from torchmetrics.classification import MulticlassAccuracy
+
+Batch = tuple[Tensor, Tensor]
+
+
+def points(num_points: int, seed: int) -> TensorDataset:
+    """Points of eight numbers, and the class, 0 to 2, that the first of them tells."""
+    features = torch.rand(num_points, 8, generator=torch.Generator().manual_seed(seed))
+    return TensorDataset(features, (features[:, 0] * 3).long())
+
+
+class PlainData(LightningDataModule):
+    def __init__(self, batch_size: int = 10):
+        super().__init__()
+        self.batch_size = batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(points(100, 0), batch_size=self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(points(30, 1), batch_size=self.batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(points(30, 2), batch_size=self.batch_size)
+
+
+class StatefulData(PlainData):
+    """Whose loader can tell its position."""
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        return StatefulDataLoader(points(100, 0), batch_size=self.batch_size, shuffle=True)
+
+
+class OwnSamplerData(PlainData):
+    """Which divides the samples among the processes itself."""
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        dataset = points(100, 0)
+        return StatefulDataLoader(dataset, batch_size=self.batch_size, sampler=DistributedSampler(dataset))
+
+
+class RandomSamplerData(PlainData):
+    """Whose loader can tell how far it is, but not in which order."""
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        dataset = points(100, 0)
+        return StatefulDataLoader(dataset, batch_size=self.batch_size, sampler=RandomSampler(dataset))
+
+
+class BareData(LightningDataModule):
+    """No argument and no validation."""
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(points(100, 0), batch_size=10, shuffle=True)
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Iterator[Batch]:
+        yield from points(100, 0)
+
+
+class StreamData(PlainData):
+    """Whose length nobody knows."""
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(Stream(), batch_size=self.batch_size)
+
+
+class ReturnsTensor(LightningModule):
+    """`self.log`, and steps that return a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 3)
+
+    def loss(self, batch: Batch) -> Tensor:
+        return cross_entropy(self.layer(batch[0]), batch[1])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log("val_loss", loss, sync_dist=True)
+        return loss
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log("test_loss", loss, sync_dist=True)
+        return loss
+
+
+class ReturnsDict(ReturnsTensor):
+    """Metrics of torchmetrics, and steps that return a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.val_acc = MulticlassAccuracy(3)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        loss = self.loss(batch)
+        self.log("train_loss", loss, on_step=True, on_epoch=True)
+        return {"loss": loss, "number": batch_idx}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        self.val_acc(self.layer(batch[0]), batch[1])
+        self.log_dict({"val_acc": self.val_acc, "val_loss": self.loss(batch)})
+        return {"number": batch_idx}
+
+
+class OnPlateau(ReturnsTensor):
+    """An own optimizer, whose rate falls when validation gets no better."""
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.5, momentum=0.9)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+
+
+class OneCycle(ReturnsTensor):
+    """An own optimizer, whose rate changes in each step."""
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        total_steps = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Regression(LightningModule):
+    """Neither accuracy nor val_loss, and no test."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 1)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = mse_loss(self.layer(batch[0]).squeeze(1), batch[1].float())
+        self.log("train_mse", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.log("val_mae", l1_loss(self.layer(batch[0]).squeeze(1), batch[1].float()), sync_dist=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+class Manual(LightningModule):
+    """Two networks that play against each other, each with its optimizer, in steps that return nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator, self.discriminator = nn.Linear(4, 8), nn.Linear(8, 1)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        real = batch[0]
+        of_generator, of_discriminator = self.optimizers()
+        fake = self.generator(torch.randn(len(real), 4))
+        loss = -self.discriminator(fake).mean()
+        of_generator.zero_grad()
+        self.manual_backward(loss)
+        of_generator.step()
+        difference = (self.discriminator(fake.detach()) - self.discriminator(real)).mean()
+        of_discriminator.zero_grad()
+        self.manual_backward(difference)
+        of_discriminator.step()
+        self.log_dict({"generator_loss": loss, "discriminator_loss": difference})
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.Adam(part.parameters(), lr=0.01) for part in (self.generator, self.discriminator)]
+
+
+class Counting(Callback):
+    """Counts batches, and writes down what each rank has seen: lines `epoch sample` in files `train-<rank>`."""
+
+    def __init__(self):
+        self.num_batches = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        self.num_batches += 1
+        numbers = (batch[0].flatten(1).double().sum(dim=1) * 1e6).long().tolist()  # no two samples have the same
+        with open(Path(f"train-{trainer.global_rank}"), "a") as file:
+            file.writelines(f"{trainer.current_epoch} {number}\n" for number in numbers)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"num_batches": self.num_batches}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.num_batches = state_dict["num_batches"]
+
+
+class CountsItself(ReturnsTensor):
+    """Keeps count of its steps in its checkpoints, and writes each step's number down."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = {"training_step": 0, "on_train_batch_end": 0}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.counts["training_step"] += 1
+        return super().training_step(batch, batch_idx)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.counts["on_train_batch_end"] += 1
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["counts"] = self.counts
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.counts = checkpoint["counts"]

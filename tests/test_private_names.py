@@ -1,0 +1,278 @@
+"""Private names of other libraries: each test fails when a library changes what runtime/ needs of it."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric.utilities.distributed import DistributedSamplerWrapper
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers.logger import DummyLogger
+from results import scalars
+from runtime import private_lightning
+from runtime.index_loader import IndexLoader
+from runtime.parser import Parser
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, WeightedRandomSampler
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+
+class Module(LightningModule):
+    """Writes down what happens, its own steps and validations among it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.events = nn.Linear(1, 1), []
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        self.events.append(f"step {batch_idx}")
+        loss = self.layer(batch.float().view(-1, 1)).square().mean()
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.events.append("validation")
+        self.log("val_loss", torch.tensor(1.0))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.01)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+
+
+class TwoOptimizers(Module):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(self.layer(batch.float().view(-1, 1)).square().mean())
+            optimizer.step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.SGD(self.parameters(), lr=0.01) for _ in range(2)]
+
+
+class WriteDown(DummyLogger):
+    def __init__(self, events: list[str]):
+        super().__init__()
+        self.events = events
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if "loss" in metrics:
+            self.events.append(f"log {step}")
+
+
+class BetweenSteps(Callback):
+    """Calls a function between steps."""
+
+    def __init__(self, function: Callable[[Trainer], Any]):
+        self.function, self.results = function, []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        private_lightning.call_between_steps(trainer, lambda: self.results.append(self.function(trainer)))
+
+
+class GoOn(Callback):
+    """Goes on from a checkpoint in memory, as Resume does."""
+
+    def __init__(self, checkpoint: dict[str, Any], metrics: dict[str, Any] | None = None):
+        self.checkpoint, self.metrics, self.first_step = checkpoint, metrics or {}, None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.states = self.checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+        private_lightning.restore_later(trainer, self.checkpoint)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.first_step = trainer.global_step
+        private_lightning.go_on(trainer, True, self.states, self.metrics)
+
+
+def fit(*callbacks: Callback, module: Module | None = None, loader: Any = None, **options: Any) -> Trainer:
+    """Trains for two epochs of four batches unless told otherwise."""
+    module, loader = module or Module(), IndexLoader(8, 2, seed=0) if loader is None else loader
+    quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"), False)
+    options = {"max_epochs": 2, "accelerator": "cpu", "num_sanity_val_steps": 0, "log_every_n_steps": 1} | options
+    trainer = Trainer(**(quiet | options), callbacks=list(callbacks))
+    trainer.fit(module, loader, IndexLoader(2, 2))
+    return trainer
+
+
+def saved(tmp_path: Path, at: tuple[int, int]) -> dict[str, Any]:
+    """The checkpoint that a run leaves between two steps, in that epoch after so many of its batches."""
+
+    def save(trainer: Trainer) -> None:
+        if (trainer.current_epoch, private_lightning.num_batches_done(trainer)) == at:
+            trainer.save_checkpoint(tmp_path / "checkpoint")
+
+    fit(BetweenSteps(save))
+    return torch.load(tmp_path / "checkpoint", weights_only=False)
+
+
+def test_a_function_is_called_before_each_batch_when_all_of_the_last_step_is_done():
+    module = Module()
+    between = BetweenSteps(lambda trainer: module.events.append("between"))
+    fit(between, module=module, logger=WriteDown(module.events), max_epochs=1, val_check_interval=2)
+    steps = [["between", f"step {index}", f"log {index}"] for index in range(4)]
+    assert module.events == [*steps[0], *steps[1], "validation", *steps[2], *steps[3], "validation"]
+
+
+def test_the_batches_of_an_epoch_are_counted_when_they_are_done():
+    between = BetweenSteps(private_lightning.num_batches_done)
+    fit(between)
+    assert between.results == [0, 1, 2, 3] * 2
+
+
+@pytest.mark.parametrize("module", [Module, TwoOptimizers])
+def test_steps_are_counted_as_loggers_do_however_many_optimizers_step(module):
+    between = BetweenSteps(private_lightning.num_steps_done)
+    fit(between, module=module())
+    assert between.results == list(range(8))
+
+
+def test_it_is_not_between_steps_while_gradients_accumulate_or_after_a_validation():
+    between = BetweenSteps(private_lightning.can_go_on_from_here)
+    fit(between, max_epochs=1, accumulate_grad_batches=2)
+    assert between.results[1:] == [False, True, False]
+    between = BetweenSteps(private_lightning.can_go_on_from_here)
+    fit(between, max_epochs=1, val_check_interval=2)
+    assert between.results[1:] == [True, False, True]
+
+
+def test_the_loaders_of_training_are_found_and_their_states_if_all_have_one():
+    class Numbers(IterableDataset):
+        def __iter__(self):
+            return iter(range(8))
+
+    with_state, without = IndexLoader(8, 2, seed=0), DataLoader(range(8), batch_size=2)
+    for loader, has_state in [
+        (with_state, True),
+        (StatefulDataLoader(range(8), batch_size=2), True),
+        (without, False),
+        ([with_state, without], False),
+        (StatefulDataLoader(Numbers(), batch_size=2), False),  # whose length nobody knows
+    ]:
+        module = Module()
+        module.training_step = lambda batch, batch_idx, module=module: module.layer(torch.ones(1, 1)).sum()
+        loaders = BetweenSteps(private_lightning.loaders)
+        states = BetweenSteps(lambda trainer: private_lightning.state_of_rank(trainer)["loaders"])
+        fit(loaders, states, module=module, loader=loader, max_epochs=1)
+        expected = loader if isinstance(loader, list) else [loader]
+        assert [type(found) for found in loaders.results[0]] == [type(each) for each in expected]
+        assert (states.results[0] is not None) == has_state
+
+
+def test_a_checkpoint_in_memory_is_gone_on_from(tmp_path):
+    go_on = GoOn(saved(tmp_path, at=(1, 2)))
+    trainer = fit(go_on, module=(module := Module()))
+    assert go_on.first_step == 6 and trainer.global_step == 8
+    assert module.events == ["step 2", "step 3", "validation"]
+
+
+@pytest.mark.parametrize("loader", [IndexLoader, StatefulDataLoader])
+def test_a_loader_goes_on_with_its_next_batch_in_the_order_of_its_epoch(tmp_path, loader):
+    def new_loader() -> Any:
+        if loader is IndexLoader:
+            return IndexLoader(8, 2, seed=0)
+        return StatefulDataLoader(range(8), batch_size=2, sampler=torch.utils.data.DistributedSampler(range(8), 1, 0))
+
+    class Seen(Callback):
+        def __init__(self):
+            self.batches = []
+
+        def on_train_batch_start(self, trainer: Trainer, module: Module, batch: torch.Tensor, batch_idx: int) -> None:
+            self.batches.append(batch.tolist())
+
+    def save(trainer: Trainer) -> None:
+        if private_lightning.num_steps_done(trainer) == 6:
+            trainer.save_checkpoint(tmp_path / "checkpoint")
+
+    fit(BetweenSteps(save), uninterrupted := Seen(), loader=new_loader())
+    checkpoint = torch.load(tmp_path / "checkpoint", weights_only=False)
+    fit(GoOn(checkpoint), resumed := Seen(), loader=new_loader())
+    assert len(uninterrupted.batches) == 8 and resumed.batches == uninterrupted.batches[6:]
+
+
+@pytest.mark.parametrize("sampler", [RandomSampler(range(8)), WeightedRandomSampler([1.0] * 8, 8)])
+@pytest.mark.parametrize("in_several_ranks", [False, True])
+def test_a_loader_whose_order_is_another_one_each_time_has_no_position(sampler, in_several_ranks):
+    if in_several_ranks:  # as Lightning does with samplers that it does not know, such as torchdata's
+        sampler = DistributedSamplerWrapper(sampler, num_replicas=2, rank=0)
+    can_tell = BetweenSteps(private_lightning.can_tell_positions)
+    options = {"max_epochs": 1, "use_distributed_sampler": False}
+    fit(can_tell, loader=StatefulDataLoader(range(8), batch_size=2, sampler=sampler), **options)
+    assert not any(can_tell.results)
+
+
+def test_a_plateau_scheduler_steps_at_the_end_of_an_epoch_that_was_gone_on_with(tmp_path):
+    trainer = fit(GoOn(saved(tmp_path, at=(0, 2))))
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 2
+
+
+def test_the_first_batch_of_an_epoch_is_trained(tmp_path):
+    fit(GoOn(saved(tmp_path, at=(1, 0))), module=(module := Module()))
+    assert module.events == [*(f"step {index}" for index in range(4)), "validation"]
+
+
+def test_metrics_of_before_are_there_for_whoever_monitors_them(tmp_path):
+    between = BetweenSteps(lambda trainer: dict(trainer.callback_metrics))
+    fit(GoOn(saved(tmp_path, at=(0, 2)), {"of before": torch.tensor(3.0)}), between)
+    assert between.results and all(metrics["of before"] == 3 for metrics in between.results)
+
+
+def test_a_log_goes_on_in_its_folder_and_what_was_logged_after_a_step_is_ignored(tmp_path):
+    logger = TensorBoardLogger(tmp_path, "name")
+    for step in range(5):
+        logger.log_metrics({"loss": step}, step)
+    logger.finalize("success")
+    logger = TensorBoardLogger(tmp_path, "name")
+    private_lightning.continue_version(logger, 0, 3)
+    assert logger.log_dir == str(tmp_path / "name/version_0")
+    logger.log_metrics({"loss": 10}, 3)
+    logger.finalize("success")
+    assert scalars(tmp_path / "name/version_0")["loss"] == [(0, 0), (1, 1), (2, 2), (3, 10)]
+
+
+def test_random_states_of_torch_numpy_and_python_are_collected_and_set():
+    def draw() -> list[float]:
+        return [torch.rand(1).item(), np.random.rand(), random.random()]
+
+    states = private_lightning.state_of_rank(fit(max_epochs=1))["random_states"]
+    before = draw()
+    private_lightning.set_random_states(states)
+    assert draw() == before
+
+
+def refused(parser: Parser, option: str, capsys: pytest.CaptureFixture) -> str:
+    """The line with which a parser refuses an option."""
+    with pytest.raises(SystemExit):
+        parser.parse_args([option])
+    return capsys.readouterr().err
+
+
+def test_the_parser_knows_the_names_of_its_options(capsys):
+    parser = Parser(allow_abbrev=False)
+    parser.add_argument("--learning_rate", type=float)
+    assert "--learning_rate" in parser.option_names()
+    line = "there is no option --learning_rat; did you mean --learning_rate?\n"
+    assert refused(parser, "--learning_rat=1", capsys).endswith(line)
+
+
+def test_a_whole_number_stays_one_where_a_fraction_is_allowed_too():
+    parser = Parser()
+    parser.add_argument("--limit", type=float | int | None)
+    parser.read_whole_numbers_as_such()
+    values = [parser.parse_args([f"--limit={value}"]).limit for value in ("1", "1.0", "null")]
+    assert [repr(value) for value in values] == ["1", "1.0", "None"]
+
+
+def test_a_wrong_value_is_told_with_what_is_allowed(capsys):
+    parser = Parser()
+    parser.add_argument("--size", type=int)
+    assert refused(parser, "--size=many", capsys).endswith("--size=many is not valid: it must be int\n")
