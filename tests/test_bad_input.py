@@ -135,6 +135,7 @@ def test_a_gpu_that_is_not_there_is_missed_in_words(tmp_path):
     assert "--trainer.accelerator=cpu --trainer.devices=1" in line
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler to build a driver with")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a real driver")
 @pytest.mark.skipif(not torch.version.cuda, reason="this torch is not made for CUDA")

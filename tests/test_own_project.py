@@ -15,7 +15,7 @@ from results import epoch_lines, last_checkpoint, samples, scalars
 
 PLAIN, STATEFUL = "--data=projects.PlainData", "--data=projects.StatefulData"
 OWN_OPTIMIZER = " configures its optimizers itself: --optimizer is not used\n"
-NO_POSITION = "the training loader cannot tell its position, so a run goes on from the end of an epoch"
+NO_POSITION = "the training loader cannot tell its position, so an interrupted run goes on from the end of an epoch"
 THREE_EPOCHS = ("--trainer.max_epochs=3", "--checkpoint.every_n_train_steps=3")
 KINDS = {  # class, data module, what each epoch's line has, and the test if there is one
     "returns a tensor": (ReturnsTensor, "PlainData", {"train_loss", "val_loss"}, "test_loss"),
@@ -137,6 +137,7 @@ def test_an_own_project_that_was_interrupted_ends_bit_for_bit_as_if_it_were_not(
     assert not differences(uninterrupted, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, step",
     [
@@ -166,6 +167,7 @@ def test_going_on_is_exact_whatever_is_trained_and_how(tmp_path, options, step):
     assert not differences(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [STATEFUL, PLAIN])
 def test_no_step_is_done_twice_and_counters_go_on(tmp_path, data):
     options = ("--model=projects.CountsItself", data, *THREE_EPOCHS, "--trainer.callbacks+=projects.Counting")
@@ -191,6 +193,7 @@ def test_nothing_is_said_of_a_loader_that_can_tell_its_position(tmp_path):
     assert NO_POSITION not in train(*GLYPHS, "--trainer.max_epochs=1", cwd=tmp_path).stdout
 
 
+@pytest.mark.slow
 def test_going_on_with_another_batch_size_is_refused(tmp_path):
     interrupt(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path, step=17)
     options = (*GLYPHS, *THREE_EPOCHS, "--data.batch_size=50")

@@ -17,6 +17,7 @@ def commands(word: str) -> list[str]:
     return [block for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if word in block]
 
 
+@pytest.mark.slow
 def test_the_training_commands_work_as_printed(tmp_path, archive):
     (tmp_path / ".cache").symlink_to(archive.parent)
     (tmp_path / "app").symlink_to(ROOT / "app")
@@ -35,6 +36,7 @@ def test_the_training_commands_work_as_printed(tmp_path, archive):
     assert (tmp_path / "logs/checkpoints/model.pt").exists()
 
 
+@pytest.mark.slow
 def test_make_train_reaches_90_percent(tmp_path):
     (command,) = re.findall(r"app/train\.py (--config .*)", (ROOT / "Makefile").read_text())
     config = command.replace("app/", f"{ROOT}/app/").split()

@@ -69,6 +69,7 @@ def test_a_run_that_was_killed_ends_bit_for_bit_like_one_that_was_not(uninterrup
     assert_same_end(uninterrupted, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -108,6 +109,7 @@ def test_a_signal_ends_the_run_after_the_step_and_names_where_it_goes_on(
     assert_same_end(uninterrupted, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setup, kind",
     [
@@ -228,6 +230,7 @@ def test_checkpoints_with_times_from_a_clock_that_jumped_are_used_in_their_order
     assert_same_end(uninterrupted, tmp_path)
 
 
+@pytest.mark.slow
 def test_with_another_number_of_processes_and_the_same_batch_no_sample_is_lost_or_repeated(tmp_path):
     options = ("--data=tiny.Recording", "--data.batch_size=16", "--trainer.devices=2")
     killed(*options, cwd=tmp_path, step=20, code=128 + signal.SIGTERM)
@@ -294,6 +297,7 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen, timeo
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_when_there_is_room_again_the_next_checkpoint_is_written(tmp_path):
     with small_disk(tmp_path / "disk", 1 << 20) as disk:
         fill(disk)
@@ -307,6 +311,7 @@ def test_a_full_disk_is_told_and_when_there_is_room_again_the_next_checkpoint_is
         assert last_checkpoint(disk).name == "last-step=160.ckpt"
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_is_an_error_at_the_end(tmp_path):
     with small_disk(tmp_path / "disk", 1 << 20) as disk:
         fill(disk)
@@ -324,6 +329,7 @@ def fill(disk: Path) -> None:
             file.write(bytes(4096))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_folder_that_vanishes_is_made_again(tmp_path):
     slow = (*DRILL, "--trainer.callbacks.seconds=0.02", "--trainer.max_epochs=10")
     with training(*slow, cwd=tmp_path) as (process, log):
@@ -345,6 +351,7 @@ def test_weights_that_are_nan_end_the_run_with_a_checkpoint_from_before(tmp_path
         assert all(weight.isfinite().all() for weight in weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_hangs_ends_the_others_when_the_time_is_over(tmp_path, rank):
     options = ("--trainer.devices=2", "--trainer.max_epochs=100000", "--process_group_timeout=20")

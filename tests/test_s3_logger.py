@@ -68,6 +68,7 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen, timeo
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)])
 def test_the_log_of_an_interrupted_run_is_complete_though_s3_may_have_little_of_it(
     aws, tmp_path, environment, signum, code
@@ -140,6 +141,7 @@ def test_the_log_in_s3_is_as_complete_as_in_a_folder_and_all_that_is_made(aws, e
     assert not any(environment["AWS_SECRET_ACCESS_KEY"].encode() in content for content in files)
 
 
+@pytest.mark.slow
 def test_tensorboard_serves_the_curves_from_s3_during_and_after_training(environment, tmp_path):
     curve = "plugin/scalars/scalars?run=tutorial/version_0&tag=train_loss"
     with tensorboard(tmp_path, environment) as get:
@@ -189,6 +191,7 @@ def test_what_s3_forbids_is_an_error_that_names_the_reason(environment, endpoint
     assert line.startswith(f"train.py: error: --logger.save_dir={URL}: ") and reason in line
 
 
+@pytest.mark.slow
 def test_a_restarted_job_of_sagemaker_goes_on_in_the_same_place(aws, environment, tmp_path):
     hyperparameters = dict(option.removeprefix("--").split("=") for option in TO_S3)
     variables = {name: value for name, value in environment.items() if name.startswith(("AWS_", "TMPDIR"))}
@@ -235,6 +238,7 @@ def test_s3_that_fails_half_of_the_requests_gets_the_complete_log(aws, environme
     assert [step for step, _ in found["train_loss"]] == [15, 31] and found["test_acc"]
 
 
+@pytest.mark.slow
 def test_s3_that_comes_back_gets_the_complete_log_after_one_warning(aws, environment, endpoint, tmp_path):
     failing = endpoint(error=lambda number: "503 SlowDown" if 1 < number < 12 else None)
     result = run_train_warm(*TO_S3, *LONGER, cwd=tmp_path, env=environment | {"AWS_ENDPOINT_URL": failing.url})
@@ -245,6 +249,7 @@ def test_s3_that_comes_back_gets_the_complete_log_after_one_warning(aws, environ
     assert tensorboards(tmp_path / "tmp") == []
 
 
+@pytest.mark.slow
 def test_s3_that_fails_from_the_start_on_does_not_keep_a_training_from_ending_well(environment, endpoint, tmp_path):
     failing = endpoint(error=lambda number: "503 SlowDown" if number > 1 else None)
     environment |= {"AWS_ENDPOINT_URL": failing.url}
@@ -259,6 +264,7 @@ def test_s3_that_fails_from_the_start_on_does_not_keep_a_training_from_ending_we
     assert (tmp_path / "logs/checkpoints/model.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_file_is_put_at_most_once_in_flush_secs(environment, endpoint, tmp_path):
     counting = endpoint()
 
@@ -271,6 +277,7 @@ def test_a_file_is_put_at_most_once_in_flush_secs(environment, endpoint, tmp_pat
     assert min(second - first, third - second, fourth - third) >= 1
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_writes(aws, environment, tmp_path):
     result = run_train(*TO_S3, "--trainer.devices=2", cwd=tmp_path, env=environment)
     keys = aws.keys()

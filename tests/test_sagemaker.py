@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from programs import ENVIRONMENT, ROOT, SYNTHETIC, TINY, children, run_train, run_train_warm
@@ -63,6 +64,7 @@ def test_the_folders_of_the_container_are_defaults_that_options_beat(tmp_path):
     assert config["optimizer"]["init_args"]["weight_decay"] == -1e-3
 
 
+@pytest.mark.slow
 def test_a_host_without_a_name_is_waited_for_and_then_named_in_the_error(tmp_path):
     environment = sagemaker_environment(tmp_path, SM_HOSTS='["127.0.0.1", "algo-2.invalid"]')
     start = time.monotonic()
@@ -80,6 +82,7 @@ def test_a_number_of_nodes_other_than_that_of_the_hosts_is_refused(tmp_path):
     assert result.stderr.splitlines()[-1] == "train.py: error: --trainer.num_nodes=3: the SageMaker job has 1 hosts"
 
 
+@pytest.mark.slow
 def test_two_hosts_with_two_processes_each_train_one_model(job):
     hosts = job(2, {"trainer.devices": "2"})
     assert [host.wait() for host in hosts] == [0, 0], hosts[0].log + hosts[1].log
@@ -91,6 +94,7 @@ def test_two_hosts_with_two_processes_each_train_one_model(job):
     assert not list(hosts[1].model_dir.iterdir())
 
 
+@pytest.mark.slow
 def test_two_hosts_give_the_losses_of_one_host_with_two_processes(job):
     two_hosts = job(2)
     assert [host.wait() for host in two_hosts] == [0, 0]
@@ -103,6 +107,7 @@ def test_two_hosts_give_the_losses_of_one_host_with_two_processes(job):
     assert weights(two_hosts[0].log) == weights(one_host.log)[:1]
 
 
+@pytest.mark.slow
 def test_a_host_that_dies_takes_the_others_down_within_seconds(job):
     hosts = job(2, ENDLESS)
     wait_for("epoch=1 ", hosts[0])
@@ -112,6 +117,7 @@ def test_a_host_that_dies_takes_the_others_down_within_seconds(job):
     assert "Connection" in hosts[0].failure
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_takes_its_host_and_the_others_down_within_seconds(job):
     hosts = job(2, ENDLESS | {"trainer.devices": "2"})
     wait_for("epoch=1 ", hosts[0])
@@ -120,6 +126,7 @@ def test_a_process_that_dies_takes_its_host_and_the_others_down_within_seconds(j
     assert [host.wait(timeout=20) for host in hosts] == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_host_that_never_comes_up_ends_in_a_clear_error(job):
     (host,) = job(2, {"process_group_timeout": "5"}, only=1)
     assert host.wait() == 1
@@ -128,6 +135,7 @@ def test_a_host_that_never_comes_up_ends_in_a_clear_error(job):
     assert "Traceback" not in host.log
 
 
+@pytest.mark.slow
 def test_bad_input_is_the_reason_of_the_failure_that_sagemaker_shows(job):
     (host,) = job(1, {"trainer.max_epoch": "1"})
     assert host.wait() == 1
@@ -136,6 +144,7 @@ def test_bad_input_is_the_reason_of_the_failure_that_sagemaker_shows(job):
     )
 
 
+@pytest.mark.slow
 def test_sigterm_reaches_the_training_processes_and_the_exit_code_comes_back(job):
     (host,) = job(1, ENDLESS | {"trainer.devices": "2"})
     wait_for("epoch=1 ", host)
@@ -159,6 +168,7 @@ def test_the_entrypoint_runs_any_command_and_keeps_its_exit_code():
     assert process.wait(timeout=10) == 128 + signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_torchrun_on_two_nodes_works_unchanged(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
     command += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
@@ -180,6 +190,7 @@ def test_torchrun_on_two_nodes_works_unchanged(tmp_path):
     assert len({rank.split(" weights=")[1] for rank in ranks}) == 1
 
 
+@pytest.mark.slow
 def test_torchrun_wins_over_sagemaker(tmp_path):
     environment = sagemaker_environment(tmp_path, SM_HOSTS='["algo-1.invalid", "algo-2.invalid"]')
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]

@@ -183,6 +183,7 @@ def test_the_loss_is_that_of_the_images_however_many_batches_make_a_step(tmp_pat
     assert first["train_loss"] == pytest.approx(first["val_loss"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_progress_bar(tmp_path):
     terminal, program = pty.openpty()
     termios.tcsetwinsize(program, (24, 100))
@@ -202,6 +203,7 @@ def test_a_terminal_shows_a_progress_bar(tmp_path):
     assert b"test accuracy" in output
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_double_batch(tmp_path):
     outputs = []
     for num_processes in (1, 2):
