@@ -52,7 +52,7 @@ def error_line(*options: str, cwd: Path, run: Callable = run_train_warm, **kwarg
         (["--data.batch_size=0"], ["batch_size=0", "at least 1"]),
         (["--data.val_split=0"], ["val_split=0", "at least 1"]),
         ([*SYNTHETIC, "--data.val_split=601"], ["val_split=601", "less than"]),
-        (["--ckpt_path=last"], ["--ckpt_path=last", "no checkpoint in logs/checkpoints"]),
+        (["--ckpt_path=last"], ["--ckpt_path=last", "no checkpoint to go on from"]),
         (["--ckpt_path=gone.ckpt"], ["gone.ckpt"]),
         (["--logger.save_dir=s3://my-bucket/tb", "--checkpoint.dirpath=null"], ["--checkpoint.dirpath", "S3"]),
         (["--logger.flush_secs=0"], ["--logger.flush_secs:", "v>0"]),
