@@ -36,7 +36,6 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 def unpickle(name: str, content: bytes) -> dict[str, object]:
-    """What a file of CIFAR-10 holds; ValueError if it is none."""
     try:
         values = ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
         return {key.decode() if isinstance(key, bytes) else key: value for key, value in values.items()}
@@ -45,7 +44,6 @@ def unpickle(name: str, content: bytes) -> dict[str, object]:
 
 
 def parse_batch(name: str, content: bytes, num_images: int) -> tuple[Tensor, Tensor]:
-    """Images [num_images, 3, 32, 32] uint8 and labels [num_images] int64; ValueError if the file holds no such."""
     batch = unpickle(name, content)
     data, labels = np.asarray(batch.get("data")), np.asarray(batch.get("labels"))
     if data.dtype != np.uint8 or data.shape != (num_images, 3072):
@@ -56,14 +54,13 @@ def parse_batch(name: str, content: bytes, num_images: int) -> tuple[Tensor, Ten
 
 
 def checked(content: bytes, path: Path, verify: bool) -> bytes:
-    """The content of a file; ValueError if asked to verify it and it is not the one CIFAR-10's authors publish."""
     if verify and (found := hashlib.md5(content).hexdigest()) != MD5[path.name]:
         raise ValueError(f"{path} has MD5 {found}, not CIFAR-10's: get it again, or accept it by --data.verify=false")
     return content
 
 
+# The target appears only when it is complete and, if asked, verified.
 def download(url: str, target: Path, verify: bool) -> bytes:
-    """CIFAR-10's archive, also written to `target`, which appears only when it is complete and, if asked, verified."""
     check_writable(str(target.parent))
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
@@ -83,7 +80,6 @@ def download(url: str, target: Path, verify: bool) -> bytes:
 
 
 def read_files(data_dir: Path, url: str, verify: bool) -> dict[str, bytes]:
-    """CIFAR-10's files by name, verified if asked, from the archive or the extracted folder."""
     archive, folder = data_dir / CIFAR10.filename, data_dir / CIFAR10.base_folder
     if folder.exists() and not archive.exists():
         paths = [folder / name for name in (META, *BATCHES)]
@@ -97,9 +93,8 @@ def read_files(data_dir: Path, url: str, verify: bool) -> dict[str, bytes]:
 
 
 def read_cifar10(data_dir: Path, url: str = URL, verify: bool = True) -> tuple[Tensor, Tensor, int]:
-    """CIFAR-10 from a folder with its archive, downloaded from `url` if missing, or with the extracted files.
+    """All images [N, 3, 32, 32] uint8, all labels [N] int64 from 0 to 9, and how many at the end are the test set.
 
-    Returns all images [N, 3, 32, 32] uint8, all labels [N] int64 from 0 to 9, and how many at the end are the test set.
     Raises ValueError if the files are not CIFAR-10's, OSError if they cannot be read or downloaded.
     """
     files = read_files(data_dir, url, verify)
@@ -109,7 +104,6 @@ def read_cifar10(data_dir: Path, url: str = URL, verify: bool = True) -> tuple[T
 
 
 def check_least(least: int, **values: int) -> None:
-    """Raises ValueError for a value that is smaller than `least`."""
     for name, value in values.items():
         if value < least:
             raise ValueError(f"{name}={value} is out of range: it must be at least {least}")

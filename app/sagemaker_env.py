@@ -29,11 +29,11 @@ class SageMakerEnvironment(LightningEnvironment):
             os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         deadline = time.monotonic() + timeout
-        for host in self.hosts:
-            while not can_resolve(host):
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"host {host} of {', '.join(self.hosts)} has not come up within {timeout:g} s")
-                time.sleep(1)
+        while unknown := [host for host in self.hosts if not can_resolve(host)]:
+            if time.monotonic() > deadline:
+                names = f"{unknown[0]} of {', '.join(self.hosts)}"
+                raise TimeoutError(f"host {names} has not come up within {timeout:g} s")
+            time.sleep(1)
 
     @staticmethod
     def detect() -> bool:
@@ -55,8 +55,8 @@ class SageMakerEnvironment(LightningEnvironment):
             raise ValueError(f"--trainer.num_nodes={num_nodes}: the SageMaker job has {len(self.hosts)} hosts")
 
 
+# DNS can take a while to know a host that has started.
 def can_resolve(host: str) -> bool:
-    """Whether DNS knows the host yet, which can take a while after its start."""
     try:
         return bool(socket.gethostbyname(host))
     except OSError:
@@ -64,12 +64,11 @@ def can_resolve(host: str) -> bool:
 
 
 def in_sagemaker() -> bool:
-    """Whether this is a container of a SageMaker job."""
     return "SM_HOSTS" in os.environ
 
 
+# A restart of a job has the same name.
 def job_name() -> str | None:
-    """The name of the SageMaker job, which a restart of it has too."""
     return os.environ.get("TRAINING_JOB_NAME")
 
 
@@ -92,8 +91,8 @@ def sagemaker_defaults() -> dict[str, str | int]:
     return options
 
 
+# SageMaker's toolkit separates names and values, so that a value like -1e-3 would look like an option.
 def join_values(args: list[str]) -> list[str]:
-    """`--name=value` for each `--name value` of SageMaker's toolkit, as a value like -1e-3 looks like an option."""
     names = args[::2]
     if in_sagemaker() and len(args) % 2 == 0 and all(name.startswith("--") and "=" not in name for name in names):
         return [f"{name}={value}" for name, value in zip(names, args[1::2], strict=True)]

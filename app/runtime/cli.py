@@ -82,8 +82,6 @@ def checkpoint_options(
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the configuration in the log folder, for `--config`, and logs it as the run's hyperparameters."""
-
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         is_new = not any(isinstance(callback, Resume) and callback.found for callback in trainer.callbacks)
         for logger in trainer.loggers if is_new else []:

@@ -49,28 +49,23 @@ class S3TensorBoardLogger(TensorBoardLogger):
         super().log_metrics(metrics, step)
 
     def state_dict(self) -> dict[str, Any]:
-        """The log until now, for a checkpoint: neither a killed host nor S3 may have all of it."""
+        # Neither a killed host nor S3 may have all of the log.
         self.experiment.flush()
         files = {path.name: path.read_bytes() for path in Path(self.log_dir).glob("events.*")}
         return {"version": self.version, "files": files, "next_step": self._next_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with that log, in its folder unless a person has named a version or another run's log is there.
-
-        TensorBoard will ignore what the interrupted run logged later.
-        """
+        """Goes on with that log, in its folder unless a person has named a version or another run's log is there."""
         version = state["version"] if self._version in (None, job_name()) else self._version
         continue_version(self, version, state["next_step"])
-        if any(Path(self.log_dir).glob("events.*")) and not any(map(self._has, state["files"])):
+        there = {path.name for path in Path(self.log_dir).glob("events.*")}
+        if there and not there & state["files"].keys():
             continue_version(self, None, state["next_step"])
         for name, content in state["files"].items():
             path = Path(self.log_dir, name)
             if not path.exists() or path.stat().st_size < len(content):
                 write_atomically(content, path)
         self._next_step = state["next_step"]
-
-    def _has(self, name: str) -> bool:
-        return Path(self.log_dir, name).exists()
 
     def finalize(self, status: str) -> None:
         super().finalize(status)
