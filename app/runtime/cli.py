@@ -143,16 +143,18 @@ class CLI(LightningCLI):
                     files += [f"--{group}={first[group].class_path}", f"--{name}={value}"]
             else:
                 files.append(f"--{name}={value}")
-        self.config = parser.parse_args([*files, *options])
-        if channel and "data_dir" not in first.data.init_args and not any(channel in option for option in options):
+        is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+        is_given = "data_dir" in first.data.init_args or any(str(channel) in option for option in options)
+        if channel and is_first and not is_given:
             warn(
                 f"the data module {self.data_class.__name__} takes no data_dir: give it SageMaker's folder yourself, "
                 f"such as --hyperparams data.root={channel}"
             )
+        self.config = parser.parse_args([*files, *options])  # with --print_config it ends here
         if path := self.config.trainer.pop("weights_save_path"):
             self.config.checkpoint.dirpath = path
         self.auto_configure_optimizers = model_class.configure_optimizers is LightningModule.configure_optimizers
-        if not self.auto_configure_optimizers and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        if is_first and not self.auto_configure_optimizers:
             print(f"{model_class.__name__} configures its optimizers itself: --optimizer is not used", flush=True)
 
     def configure_optimizers(self, module: LightningModule, optimizer: Optimizer, lr_scheduler: Any = None) -> Any:

@@ -20,10 +20,7 @@ class Report(Checkpoint):  # which Lightning calls after the module's own hooks,
         self.print_epochs = print_epochs
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        sizes = [getattr(loader, "global_batch_size", None) for loader in loaders(trainer)]
-        for index, loader in enumerate(loaders(trainer)):
-            if sizes[index] is None and getattr(loader, "batch_size", None):
-                sizes[index] = loader.batch_size * trainer.world_size
+        sizes = [global_batch_size(loader, trainer.world_size) for loader in loaders(trainer)]
         samples = f"{sum(sizes) * trainer.accumulate_grad_batches} samples per step, " if None not in sizes else ""
         processes = count(trainer.world_size, "process", "processes")
         hosts, device = count(trainer.num_nodes, "host", "hosts"), trainer.strategy.root_device.type
@@ -51,6 +48,15 @@ class Report(Checkpoint):  # which Lightning calls after the module's own hooks,
         values = progress | logged_metrics(trainer)
         if self.print_epochs and trainer.is_global_zero:
             print(*(f"{key}={value:.6g}" for key, value in values.items()), flush=True)
+
+
+def global_batch_size(loader: Any, world_size: int) -> int | None:
+    """Samples per batch of all ranks together, if a loader tells, itself or in the sampler that Lightning gave it."""
+    if hasattr(loader, "global_batch_size"):
+        return loader.global_batch_size
+    tellers = loader, getattr(loader, "batch_sampler", None)
+    sizes = [getattr(teller, "batch_size", None) for teller in tellers]
+    return next((size * world_size for size in sizes if size), None)
 
 
 def logged_metrics(trainer: Trainer) -> dict[str, float]:

@@ -14,10 +14,10 @@ CPU = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.log_every_
 GLYPHS = ("--model=glyph_net.GlyphNet", "--data=glyph_data.GlyphDataModule", "--optimizer.lr=0.01")
 
 
-def train(*options: str, cwd: Path, cold: bool = False, **kwargs: Any) -> Any:
+def train(*options: str, cwd: Path, cold: bool = False, env: dict[str, str] | None = None, **kwargs: Any) -> Any:
     """Runs train.py where it finds the other project's modules; cold if there is more than one process."""
     run = run_train if cold else run_train_warm
-    return run(*CPU, *options, cwd=cwd, env=ENVIRONMENT | {"PYTHONPATH": PATH}, **kwargs)
+    return run(*CPU, *options, cwd=cwd, env=ENVIRONMENT | {"PYTHONPATH": PATH} | (env or {}), **kwargs)
 
 
 def interrupt(
