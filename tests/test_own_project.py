@@ -237,13 +237,24 @@ def test_going_on_with_another_batch_size_is_refused(tmp_path):
     assert line in train(*options, cwd=tmp_path).stdout
 
 
+@pytest.fixture
+def job(tmp_path) -> dict[str, str]:
+    """What SageMaker's toolkit puts into the environment."""
+    folders = {"SM_MODEL_DIR": "model", "SM_OUTPUT_DATA_DIR": "output", "SM_CHANNEL_TRAINING": "training"}
+    paths = {name: str(tmp_path / folder) for name, folder in folders.items()}
+    return paths | {"SM_HOSTS": '["127.0.0.1"]', "SM_CURRENT_HOST": "127.0.0.1"}
+
+
+def test_neither_data_nor_model_needs_any_argument(tmp_path, job):
+    options = (*options_of(Manual, "BareData"), "--print_config")
+    assert "data.root=" in train(*options, cwd=tmp_path, env=job).stderr
+    train("--model=projects.ReturnsTensor", "--data=SyntheticCIFAR10DataModule", "--print_config", cwd=tmp_path)
+
+
 @pytest.mark.parametrize("root, num_warnings", [("glyphs", 1), ("training", 0)])
 def test_a_line_names_the_option_that_gives_the_project_sagemakers_folder_unless_it_is_given(
-    tmp_path, root, num_warnings
+    tmp_path, job, root, num_warnings
 ):
-    folders = {"SM_MODEL_DIR": "model", "SM_OUTPUT_DATA_DIR": "output", "SM_CHANNEL_TRAINING": "training"}
-    job = {name: str(tmp_path / folder) for name, folder in folders.items()}
-    job |= {"SM_HOSTS": '["127.0.0.1"]', "SM_CURRENT_HOST": "127.0.0.1"}
     options = (*GLYPHS, f"--data.root={tmp_path / root}", "--print_config")
     stderr = train(*options, cwd=tmp_path, env=job).stderr
     line = "train.py: warning: the data module GlyphDataModule takes no data_dir: give it SageMaker's folder yourself, "

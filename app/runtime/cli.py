@@ -139,12 +139,13 @@ class CLI(LightningCLI):
         for name, value in defaults.items():
             group, _, argument = name.partition(".")
             if group in ("data", "model"):
-                if argument in first[group].init_args:
+                if argument in first[group].get("init_args", {}):  # which a class without arguments does not have
                     files += [f"--{group}={first[group].class_path}", f"--{name}={value}"]
             else:
                 files.append(f"--{name}={value}")
         is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-        is_given = "data_dir" in first.data.init_args or any(str(channel) in option for option in options)
+        has_data_dir = "data_dir" in first.data.get("init_args", {})
+        is_given = has_data_dir or any(str(channel) in option for option in options)
         if channel and is_first and not is_given:
             warn(
                 f"the data module {self.data_class.__name__} takes no data_dir: give it SageMaker's folder yourself, "
