@@ -1,18 +1,30 @@
 """Somebody else's Lightning project: whatever its modules look like, it is trained, tested, exported, and goes on."""
 
+import os
 import re
+import shutil
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 
+import drill_own_project
 import pytest
 import torch
 import yaml
 from glyph_data import GlyphDataModule
 from glyph_net import GlyphNet
 from interrupted import GLYPHS, differences, interrupt, train
+from programs import ENVIRONMENT, ROOT
 from projects import Manual, OneCycle, OnPlateau, Regression, ReturnsDict, ReturnsTensor
 from results import epoch_lines, last_checkpoint, samples, scalars
+from toolkit import Host, free_port
 
+PROJECT = ROOT / "tests/own_project"
 PLAIN, STATEFUL = "--data=projects.PlainData", "--data=projects.StatefulData"
 OWN_OPTIMIZER = " configures its optimizers itself: --optimizer is not used\n"
 NO_POSITION = "the training loader cannot tell its position, so an interrupted run goes on from the end of an epoch"
@@ -36,58 +48,82 @@ def exported(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "logs/checkpoints/model.pt")
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Callable[[str], tuple[Path, SimpleNamespace]]:
+    """The folder of a run of that kind, and what it has printed."""
+
+    @cache
+    def run(kind: str) -> tuple[Path, SimpleNamespace]:
+        module, data, *_ = KINDS[kind]
+        folder = tmp_path_factory.mktemp("finished")
+        return folder, train(*options_of(module, data), "--trainer.max_epochs=2", cwd=folder)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> tuple[Path, str]:
+    """The folder of an own project's run, and what it has printed."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return folder, train(*GLYPHS, *THREE_EPOCHS, cwd=folder).stdout
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_kind_of_module_is_trained_tested_and_exported(tmp_path, kind):
-    module, data, logged, tested = KINDS[kind]
-    stdout = train(*options_of(module, data), "--trainer.max_epochs=2", cwd=tmp_path).stdout
-    lines = epoch_lines(stdout)
+def test_any_kind_of_module_is_trained_and_what_it_logs_is_printed(finished, kind):
+    _, result = finished(kind)
+    lines = epoch_lines(result.stdout)
     assert [line["epoch"] for line in lines] == [0, 1]
-    assert all(set(line) == {"epoch", "step"} | logged for line in lines)
-    assert re.search(r"^model +logs/checkpoints/model.pt$", stdout, re.MULTILINE)
-    assert bool(tested) == bool(re.search(r"^test_loss +\d", stdout, re.MULTILINE))
-    module().load_state_dict(exported(tmp_path))
+    assert all(set(line) == {"epoch", "step"} | KINDS[kind][2] for line in lines)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_line_says_that_optimizer_is_not_used_only_if_it_is_not(tmp_path, kind):
-    module, data, *_ = KINDS[kind]
-    has_its_own = module not in (ReturnsTensor, ReturnsDict)
-    stdout = train(*options_of(module, data), "--trainer.fast_dev_run=true", cwd=tmp_path).stdout
-    assert stdout.count(OWN_OPTIMIZER) == has_its_own
+def test_any_kind_of_module_is_tested_if_it_can_be_and_exported(finished, kind):
+    module, _, _, tested = KINDS[kind]
+    folder, result = finished(kind)
+    assert bool(tested) == bool(re.search(r"^test_loss +\d", result.stdout, re.MULTILINE))
+    assert re.search(r"^model +logs/checkpoints/model.pt$", result.stdout, re.MULTILINE)
+    module().load_state_dict(exported(folder))
 
 
-@pytest.mark.parametrize("kind", ["regression", "two optimizers"])
-def test_without_val_loss_the_last_network_is_exported_and_a_line_says_so(tmp_path, kind):
-    module, data, *_ = KINDS[kind]
-    result = train(*options_of(module, data), "--trainer.max_epochs=1", cwd=tmp_path)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_line_says_that_optimizer_is_not_used_only_if_it_is_not(finished, kind):
+    _, result = finished(kind)
+    has_its_own = KINDS[kind][0] not in (ReturnsTensor, ReturnsDict)
+    assert result.stdout.count(OWN_OPTIMIZER) == has_its_own
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_val_loss_the_last_network_is_exported_and_a_line_says_so(finished, kind):
+    folder, result = finished(kind)
     line = "train.py: warning: the last network is tested and exported, not the best: val_loss was never logged\n"
-    assert line in result.stderr
-    last = torch.load(last_checkpoint(tmp_path / "logs/checkpoints"), weights_only=False)["state_dict"]
-    assert all(torch.equal(weight, last[name]) for name, weight in exported(tmp_path).items())
+    has_none = "val_loss" not in KINDS[kind][2]
+    assert result.stderr.count(line) == has_none
+    if has_none:
+        checkpoint = torch.load(last_checkpoint(folder / "logs/checkpoints"), weights_only=False)
+        assert all(torch.equal(weight, checkpoint["state_dict"][name]) for name, weight in exported(folder).items())
 
 
-def test_an_own_project_is_trained_with_its_own_defaults(tmp_path):
-    stdout = train(*GLYPHS, "--trainer.max_epochs=2", cwd=tmp_path).stdout
+def test_an_own_project_is_trained_with_its_own_defaults(uninterrupted):
+    folder, stdout = uninterrupted
     assert "training in 1 process on 1 host, device cpu, 64 samples per step, from step 0\n" in stdout
-    assert [line["step"] for line in epoch_lines(stdout)] == [10, 20]
+    assert [line["step"] for line in epoch_lines(stdout)] == [10, 20, 30]
     assert set(epoch_lines(stdout)[0]) == {"epoch", "step", "train_loss", "train_acc", "val_loss", "val_acc"}
-    config = yaml.safe_load((tmp_path / "logs/tensorboard/tutorial/version_0/config.yaml").read_text())
+    config = yaml.safe_load((folder / "logs/tensorboard/tutorial/version_0/config.yaml").read_text())
     assert config["data"]["init_args"] == {"root": "glyphs", "batch_size": 64, "num_workers": 0, "shift": 2}
 
 
 def test_the_batch_size_of_a_recipe_or_an_option_is_kept(tmp_path):
-    (tmp_path / "recipe.yaml").write_text(
-        "data:\n  class_path: glyph_data.GlyphDataModule\n  init_args:\n    batch_size: 50\n"
-    )
-    recipe = ("--config=recipe.yaml", "--model=glyph_net.GlyphNet", "--trainer.fast_dev_run=true")
-    assert " 50 samples per step" in train(*recipe, cwd=tmp_path).stdout
-    assert " 40 samples per step" in train(*recipe, "--data.batch_size=40", cwd=tmp_path).stdout
+    recipe = {"class_path": "glyph_data.GlyphDataModule", "init_args": {"batch_size": 50}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"data": recipe}))
+    options = ("--config=recipe.yaml", "--model=glyph_net.GlyphNet", "--trainer.fast_dev_run=true")
+    assert " 50 samples per step" in train(*options, cwd=tmp_path).stdout
+    assert " 40 samples per step" in train(*options, "--data.batch_size=40", cwd=tmp_path).stdout
 
 
-def test_the_exported_weights_in_a_fresh_module_give_the_accuracy_that_was_printed(tmp_path):
-    stdout = train(*GLYPHS, "--trainer.max_epochs=3", cwd=tmp_path).stdout
-    module, data = GlyphNet(), GlyphDataModule(root=str(tmp_path / "glyphs"))
-    module.load_state_dict(exported(tmp_path))
+def test_the_exported_weights_in_a_fresh_module_give_the_accuracy_that_was_printed(uninterrupted):
+    folder, stdout = uninterrupted
+    module, data = GlyphNet(), GlyphDataModule(root=str(folder / "glyphs"))
+    module.load_state_dict(exported(folder))
     module.eval()
     data.setup("test")
     images, labels = data.test.images, data.test.labels
@@ -95,38 +131,29 @@ def test_the_exported_weights_in_a_fresh_module_give_the_accuracy_that_was_print
     assert f"test accuracy     {accuracy:.1%} on test data\n" in stdout
 
 
-def test_what_a_project_logs_is_in_tensorboard(tmp_path):
-    train(*GLYPHS, "--trainer.max_epochs=1", cwd=tmp_path)
+def test_what_a_project_logs_is_in_tensorboard(uninterrupted):
+    folder, _ = uninterrupted
     names = {"train_loss_step", "train_loss_epoch", "train_acc_step", "train_acc_epoch", "val_loss", "val_acc", "lr"}
-    assert names <= set(scalars(tmp_path / "logs/tensorboard/tutorial/version_0"))
+    assert names <= set(scalars(folder / "logs/tensorboard/tutorial/version_0"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [GLYPHS, options_of(ReturnsDict, "PlainData")], ids=["glyphs", "returns a dict"])
-def test_two_processes_train_together(tmp_path, options):
-    stdout = train(*options, "--trainer.devices=2", "--trainer.max_epochs=1", cwd=tmp_path, cold=True).stdout
-    num_samples, num_steps = (128, 5) if options == GLYPHS else (20, 5)
-    line = f"training in 2 processes on 1 host, device cpu, {num_samples} samples per step, from step 0\n"
+def test_two_processes_train_an_own_project_together(tmp_path):
+    stdout = train(*GLYPHS, "--trainer.devices=2", "--trainer.max_epochs=1", cwd=tmp_path, cold=True).stdout
+    line = "training in 2 processes on 1 host, device cpu, 128 samples per step, from step 0\n"
     assert stdout.count(line) == 1
-    assert [line["step"] for line in epoch_lines(stdout)] == [num_steps]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    train(*GLYPHS, *THREE_EPOCHS, cwd=folder)
-    return folder
+    assert [line["step"] for line in epoch_lines(stdout)] == [5]
 
 
 @pytest.mark.parametrize(
     "hook, step, signum",
     [
-        ("on_train_batch_start", 1, signal.SIGKILL),
         ("on_train_batch_end", 17, signal.SIGKILL),
         ("on_validation_batch_end", 20, signal.SIGKILL),
-        ("on_train_epoch_end", 10, signal.SIGKILL),
         ("on_train_batch_end", 14, signal.SIGTERM),
-        ("on_validation_batch_end", 10, signal.SIGTERM),
+        pytest.param("on_train_batch_start", 1, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param("on_train_epoch_end", 10, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param("on_validation_batch_end", 10, signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
 def test_an_own_project_that_was_interrupted_ends_bit_for_bit_as_if_it_were_not(
@@ -134,26 +161,31 @@ def test_an_own_project_that_was_interrupted_ends_bit_for_bit_as_if_it_were_not(
 ):
     interrupt(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path, hook=hook, step=step, signum=signum)
     assert "going on from logs/checkpoints/last-step=" in train(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path).stdout
-    assert not differences(uninterrupted, tmp_path)
+    assert not differences(uninterrupted[0], tmp_path)
 
 
-@pytest.mark.slow
+IN_FAST_TESTS = [
+    # options, and the step at which a run is killed; "ddp" makes Lightning give the loader a sampler of its own
+    (("--model=projects.OnPlateau", STATEFUL, "--trainer.val_check_interval=0.25"), 17),
+    (("--model=projects.Manual", STATEFUL), 34),
+]
+IN_SLOW_TESTS = [
+    (("--model=glyph_net.ScheduledGlyphNet", "--data=glyph_data.GlyphDataModule"), 17),
+    (("--model=projects.OneCycle", STATEFUL, "--trainer.accumulate_grad_batches=3"), 7),
+    (("--model=projects.OneCycle", STATEFUL, "--trainer.max_steps=27", "--trainer.max_epochs=-1"), 24),
+    (("--model=projects.ReturnsDict", STATEFUL, "--trainer.check_val_every_n_epoch=2"), 17),
+    (("--model=projects.ReturnsTensor", STATEFUL, "--trainer.limit_train_batches=8"), 13),
+    (("--model=projects.ReturnsTensor", STATEFUL, "--trainer.limit_val_batches=0"), 17),
+    (("--model=projects.ReturnsTensor", STATEFUL, "--data.batch_size=100"), 2),
+    (("--model=projects.ReturnsTensor", STATEFUL, "--data.batch_size=50"), 3),
+    (("--model=projects.Regression", STATEFUL), 17),
+    (("--model=projects.ReturnsTensor", "--data=projects.RandomSamplerData"), 17),
+]
+
+
 @pytest.mark.parametrize(
     "options, step",
-    [
-        (("--model=glyph_net.ScheduledGlyphNet", "--data=glyph_data.GlyphDataModule"), 17),
-        (("--model=projects.OnPlateau", STATEFUL, "--trainer.val_check_interval=0.25"), 17),
-        (("--model=projects.OneCycle", STATEFUL, "--trainer.accumulate_grad_batches=3"), 7),
-        (("--model=projects.OneCycle", STATEFUL, "--trainer.max_steps=27", "--trainer.max_epochs=-1"), 24),
-        (("--model=projects.ReturnsDict", STATEFUL, "--trainer.check_val_every_n_epoch=2"), 17),
-        (("--model=projects.ReturnsTensor", STATEFUL, "--trainer.limit_train_batches=8"), 13),
-        (("--model=projects.ReturnsTensor", STATEFUL, "--trainer.limit_val_batches=0"), 17),
-        (("--model=projects.ReturnsTensor", STATEFUL, "--data.batch_size=100"), 2),
-        (("--model=projects.ReturnsTensor", STATEFUL, "--data.batch_size=50"), 3),
-        (("--model=projects.Regression", STATEFUL), 17),
-        (("--model=projects.Manual", STATEFUL), 34),
-        (("--model=projects.ReturnsTensor", "--data=projects.RandomSamplerData"), 17),
-    ],
+    [*IN_FAST_TESTS, *(pytest.param(*values, marks=pytest.mark.slow) for values in IN_SLOW_TESTS)],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
 def test_going_on_is_exact_whatever_is_trained_and_how(tmp_path, options, step):
@@ -167,7 +199,6 @@ def test_going_on_is_exact_whatever_is_trained_and_how(tmp_path, options, step):
     assert not differences(one, other)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("data", [STATEFUL, PLAIN])
 def test_no_step_is_done_twice_and_counters_go_on(tmp_path, data):
     options = ("--model=projects.CountsItself", data, *THREE_EPOCHS, "--trainer.callbacks+=projects.Counting")
@@ -189,11 +220,10 @@ def test_with_a_loader_without_position_a_run_goes_on_from_the_end_of_an_epoch_a
     assert len(set(first)) == len(first) == 100 and first == second
 
 
-def test_nothing_is_said_of_a_loader_that_can_tell_its_position(tmp_path):
-    assert NO_POSITION not in train(*GLYPHS, "--trainer.max_epochs=1", cwd=tmp_path).stdout
+def test_nothing_is_said_of_a_loader_that_can_tell_its_position(uninterrupted):
+    assert NO_POSITION not in uninterrupted[1]
 
 
-@pytest.mark.slow
 def test_going_on_with_another_batch_size_is_refused(tmp_path):
     interrupt(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path, step=17)
     options = (*GLYPHS, *THREE_EPOCHS, "--data.batch_size=50")
@@ -204,3 +234,111 @@ def test_going_on_with_another_batch_size_is_refused(tmp_path):
     )
     line = "not used: logs/checkpoints/last-step=16.ckpt is of a run with another data batch_size; it will be replaced"
     assert line in train(*options, cwd=tmp_path).stdout
+
+
+@pytest.fixture
+def job(tmp_path) -> dict[str, str]:
+    """What SageMaker's toolkit puts into the environment."""
+    folders = {"SM_MODEL_DIR": "model", "SM_OUTPUT_DATA_DIR": "output", "SM_CHANNEL_TRAINING": "training"}
+    paths = {name: str(tmp_path / folder) for name, folder in folders.items()}
+    return paths | {"SM_HOSTS": '["127.0.0.1"]', "SM_CURRENT_HOST": "127.0.0.1"}
+
+
+def test_neither_data_nor_model_needs_any_argument(tmp_path, job):
+    options = (*options_of(Manual, "BareData"), "--print_config")
+    assert "data.root=" in train(*options, cwd=tmp_path, env=job).stderr
+    train("--model=projects.ReturnsTensor", "--data=SyntheticCIFAR10DataModule", "--print_config", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("root, num_warnings", [("glyphs", 1), ("training", 0)])
+def test_a_line_names_the_option_that_gives_the_project_sagemakers_folder_unless_it_is_given(
+    tmp_path, job, root, num_warnings
+):
+    options = (*GLYPHS, f"--data.root={tmp_path / root}", "--print_config")
+    stderr = train(*options, cwd=tmp_path, env=job).stderr
+    line = "train.py: warning: the data module GlyphDataModule takes no data_dir: give it SageMaker's folder yourself, "
+    line += f"such as --hyperparams data.root={tmp_path / 'training'}\n"
+    assert stderr.count(line) == num_warnings and stderr.count("\n") == num_warnings
+
+
+@pytest.mark.slow
+def test_an_own_project_that_was_copied_into_app_trains_on_two_hosts(tmp_path):
+    GlyphDataModule(root=str(tmp_path / "files")).prepare_data()
+    names, hosts, port = ["127.0.0.1", "127.0.0.2"], [], free_port()
+    for name in names:
+        root = str(tmp_path / name / "input/data/training")
+        options = {option.removeprefix("--").split("=")[0]: option.split("=")[1] for option in GLYPHS}
+        options |= {"data.root": root, "trainer.accelerator": "cpu", "trainer.devices": "1", "trainer.max_epochs": "1"}
+        hosts.append(Host(tmp_path / name, name, names, options, tmp_path / "files", project=PROJECT))
+    try:
+        for host in hosts:
+            host.start(MASTER_PORT=port)
+        assert [host.wait() for host in hosts] == [0, 0], hosts[0].log
+    finally:
+        for host in hosts:
+            host.kill()
+    assert "training in 2 processes on 2 hosts, device cpu, 128 samples per step, from step 0" in hosts[0].log
+    assert "takes no data_dir" not in hosts[0].log
+    GlyphNet().load_state_dict(torch.load(hosts[0].model_dir / "model.pt"))
+
+
+@pytest.mark.slow
+def test_an_own_project_that_was_copied_into_app_passes_the_launchers_check(tmp_path):
+    for name in ("app", "launcher"):
+        if (ROOT / name).exists():
+            shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "run_sagemaker.py", tmp_path)
+    shutil.copytree(PROJECT, tmp_path / "app", dirs_exist_ok=True)
+    GlyphDataModule(root=str(tmp_path / ".cache")).prepare_data()
+    options = [option.removeprefix("--") for option in GLYPHS]
+    hyperparams = [*options, "trainer.accelerator=cpu", "data.root=/opt/ml/input/data/training"]
+    command = [sys.executable, tmp_path / "run_sagemaker.py", "--dry_run", "--hyperparams", *hyperparams]
+    no_aws = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("AWS_")}
+    no_aws |= {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    result = subprocess.run(command, cwd=tmp_path, env=no_aws, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert " --model glyph_net.GlyphNet" in result.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_exactly_with_a_sampler_that_divides_the_samples(tmp_path):
+    one, other = (tmp_path / name for name in ("uninterrupted", "interrupted"))
+    one.mkdir()
+    other.mkdir()
+    options = (*options_of(ReturnsTensor, "OwnSamplerData"), *THREE_EPOCHS, "--trainer.devices=2")
+    train(*options, cwd=one, cold=True)
+    interrupt(*options, cwd=other, step=8, signum=signal.SIGTERM, cold=True)
+    assert "going on from" in train(*options, cwd=other, cold=True).stdout
+    assert not differences(one, other)
+
+
+@pytest.mark.slow
+def test_two_processes_whose_samples_lightning_divides_go_on_from_the_end_of_an_epoch_and_say_so(tmp_path):
+    options = (*options_of(ReturnsTensor, "StatefulData"), "--trainer.max_epochs=1", "--trainer.devices=2")
+    assert train(*options, cwd=tmp_path, cold=True).stdout.count(NO_POSITION) == 1
+
+
+@pytest.mark.slow
+def test_going_on_with_another_number_of_processes_is_refused(tmp_path):
+    interrupt(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path, step=17)
+    result = train(*GLYPHS, *THREE_EPOCHS, "--trainer.devices=2", cwd=tmp_path, code=2)
+    assert re.search(r"is of a run with .*1 processes, not .*2 processes: make them the same, or start", result.stderr)
+
+
+@pytest.mark.slow
+def test_workers_go_on_exactly_where_their_dataset_draws_nothing_at_random(tmp_path):
+    one, other = (tmp_path / name for name in ("uninterrupted", "interrupted"))
+    one.mkdir()
+    other.mkdir()
+    options = (*GLYPHS, *THREE_EPOCHS, "--data.num_workers=2", "--data.shift=0", "--trainer.limit_val_batches=0")
+    train(*options, cwd=one, cold=True)
+    interrupt(*options, cwd=other, step=17, cold=True)
+    assert "going on from" in train(*options, cwd=other, cold=True).stdout
+    assert not differences(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["own project", "its own schedules", "validation in the epoch"])
+def test_a_drill_ends_bit_for_bit(tmp_path, kind):
+    _, found = drill_own_project.have(kind, tmp_path, Random(0))
+    assert not found

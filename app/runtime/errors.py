@@ -59,5 +59,6 @@ def exit_with(error: Exception, code: int) -> NoReturn:
 
 
 def warn(message: str) -> None:
-    """Says on stderr what does not end the program."""
-    print(f"train.py: warning: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    """Says on stderr, once per host, what does not end the program."""
+    if not int(os.environ.get("LOCAL_RANK", 0)):
+        print(f"train.py: warning: {' '.join(message.split())}", file=sys.stderr, flush=True)

@@ -53,9 +53,12 @@ def logged_metrics(trainer: Trainer) -> dict[str, float]:
     return {name: float(logged[name]) for name in names if name not in copies}
 
 
+# 0 is for a loader that cannot tell. Lightning moves the batch size into the sampler that it gives to several processes.
 def num_samples_per_batch(loader: Any, world_size: int) -> int:
-    """Over all ranks; 0 if the loader cannot tell."""
-    return getattr(loader, "global_batch_size", 0) or (getattr(loader, "batch_size", 0) or 0) * world_size
+    if hasattr(loader, "global_batch_size"):
+        return loader.global_batch_size
+    parts = loader, getattr(loader, "batch_sampler", None)
+    return max(getattr(part, "batch_size", 0) or 0 for part in parts) * world_size
 
 
 def count(number: int, one: str, many: str) -> str:

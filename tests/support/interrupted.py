@@ -14,18 +14,18 @@ CPU = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.log_every_
 GLYPHS = ("--model=glyph_net.GlyphNet", "--data=glyph_data.GlyphDataModule", "--optimizer.lr=0.01")
 
 
-def train(*options: str, cwd: Path, cold: bool = False, **kwargs: Any) -> Any:
+def train(*options: str, cwd: Path, cold: bool = False, env: dict[str, str] | None = None, **kwargs: Any) -> Any:
     """Runs train.py where it finds the other project's modules; cold if there is more than one process."""
     run = run_train if cold else run_train_warm
-    return run(*CPU, *options, cwd=cwd, env=ENVIRONMENT | {"PYTHONPATH": PATH}, **kwargs)
+    return run(*CPU, *options, cwd=cwd, env=ENVIRONMENT | {"PYTHONPATH": PATH} | (env or {}), **kwargs)
 
 
 def interrupt(
     *options: str, cwd: Path, step: int, hook: str = "on_train_batch_end", signum: int = signal.SIGKILL, **kwargs: Any
 ) -> Any:
     """A run that gets a signal in a hook once its step is reached."""
-    accident = {"file": "step", "hook": hook, "step": step, "signum": int(signum)}
-    values = [f"--trainer.callbacks.{name}={value}" for name, value in accident.items()]
+    drill = {"file": "step", "hook": hook, "step": step, "signum": int(signum)}
+    values = [f"--trainer.callbacks.{name}={value}" for name, value in drill.items()]
     code = 128 + signum if signum != signal.SIGKILL else -signum
     return train(*options, "--trainer.callbacks+=tiny.Drill", *values, cwd=cwd, code=code, **kwargs)
 

@@ -15,7 +15,10 @@ from programs import ENVIRONMENT, ROOT
 
 
 class Host:
-    """What SageMaker gives a container: folders as in /opt/ml, the job's configuration, and the command `train`."""
+    """What SageMaker gives a container: folders as in /opt/ml, the job's configuration, and the command `train`.
+
+    `project` is a folder whose files somebody has copied into app/.
+    """
 
     def __init__(
         self,
@@ -25,6 +28,7 @@ class Host:
         hyperparameters: dict[str, str],
         data_dir: Path | None = None,
         interface: str = "lo",
+        project: Path | None = None,
     ):
         self.name = name
         self.base_dir = base_dir
@@ -36,7 +40,9 @@ class Host:
         if hyperparameters.get("sagemaker_submit_directory", "").startswith("s3://"):  # where it gets the code from
             (base_dir / "code").mkdir()
         else:
-            shutil.copytree(ROOT / "app", base_dir / "code", ignore=shutil.ignore_patterns("__pycache__"))
+            for source in (ROOT / "app", *([project] if project else [])):
+                no_caches = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(source, base_dir / "code", ignore=no_caches, dirs_exist_ok=True)
         if data_dir:
             shutil.copytree(data_dir, base_dir / "input/data/training")
         configs = {

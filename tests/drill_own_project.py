@@ -1,0 +1,68 @@
+"""Kills runs of an own project at random steps and hooks, starts them again, and compares how they end.
+
+    .venv/bin/python tests/drill_own_project.py [number of kills [seed]]
+
+The exit code is 1 if a run did not go on, or ended otherwise than one that nothing interrupted.
+"""
+
+import logging
+import random
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.extend(str(Path(__file__).with_name(name)) for name in ("support", "own_project"))
+
+from interrupted import GLYPHS, differences, interrupt, train
+
+COMMON = ("--trainer.max_epochs=3", "--checkpoint.every_n_train_steps=3")
+STATEFUL = "--data=projects.StatefulData"
+KINDS = {  # options, and steps as Lightning counts them
+    "own project": (GLYPHS, 30),
+    "its own schedules": (("--model=glyph_net.ScheduledGlyphNet", "--data=glyph_data.GlyphDataModule"), 30),
+    "validation in the epoch": (("--model=projects.OnPlateau", STATEFUL, "--trainer.val_check_interval=0.25"), 30),
+    "accumulation": (("--model=projects.OneCycle", STATEFUL, "--trainer.accumulate_grad_batches=3"), 12),
+    "two optimizers": (("--model=projects.Manual", STATEFUL), 60),
+    "a sampler of its own": (("--model=projects.ReturnsDict", "--data=projects.OwnSamplerData"), 30),
+}
+HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_validation_batch_end", "on_train_epoch_end")
+
+
+def crash_test(kind: str, folder: Path, numbers: random.Random) -> tuple[str, list[str]]:
+    """Kills a run, and goes on; what it was, and what differs in the end."""
+    options, num_steps = KINDS[kind]
+    options = (*COMMON, *options)
+    hooks = HOOKS[:2] if kind == "two optimizers" else HOOKS  # which has no validation
+    hook, step = numbers.choice(hooks), numbers.randrange(1, num_steps - num_steps // 10)
+    signum = numbers.choice((signal.SIGKILL, signal.SIGTERM)) if hook != "on_train_epoch_end" else signal.SIGKILL
+    uninterrupted = folder / kind
+    if not uninterrupted.exists():
+        uninterrupted.mkdir()
+        train(*options, cwd=uninterrupted)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        interrupt(*options, cwd=Path(name), hook=hook, step=step, signum=signum)
+        train(*options, cwd=Path(name))
+        found = differences(uninterrupted, Path(name))
+    return f"{signal.Signals(signum).name} in {hook}, step {step}", found
+
+
+def main() -> None:
+    num_kills, seed = [*map(int, sys.argv[1:]), *(20, 0)[len(sys.argv) - 1 :]]
+    numbers, num_exact = random.Random(seed), 0
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # what it purges is what is to be seen
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(num_kills):
+            kind = list(KINDS)[number % len(KINDS)]
+            try:
+                kill, found = crash_test(kind, Path(folder), numbers)
+            except AssertionError as error:
+                kill, found = str(error), ["no end"]
+            num_exact += not found
+            print(f"{number + 1:3} {kind:26}{kill:46}{', '.join(found) or 'bit-exact'}", flush=True)
+    print(f"\n{num_exact} of {num_kills} bit-exact")
+    sys.exit(num_exact < num_kills)
+
+
+if __name__ == "__main__":
+    main()
