@@ -53,7 +53,7 @@ def logged_metrics(trainer: Trainer) -> dict[str, float]:
     return {name: float(logged[name]) for name in names if name not in copies}
 
 
-# 0 is for a loader that cannot tell. Lightning moves the batch size into the sampler that it gives to several processes.
+# 0 is for a loader that cannot tell. For several processes Lightning moves the batch size into the sampler.
 def num_samples_per_batch(loader: Any, world_size: int) -> int:
     if hasattr(loader, "global_batch_size"):
         return loader.global_batch_size
