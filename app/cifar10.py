@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from cifar10_files import URL, check_images, check_least, read_cifar10
+from cifar10_files import URL, check_images, read_cifar10
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from pytorch_lightning import LightningDataModule
 from runtime.index_loader import IndexLoader, generator
 from synthetic import striped_images
@@ -46,17 +47,15 @@ class CIFAR10DataModule(LightningDataModule):
     def __init__(
         self,
         data_dir: str = ".cache",
-        batch_size: int = 32,
-        val_split: int = 10000,
+        batch_size: PositiveInt = 32,
+        val_split: PositiveInt = 10000,
         normalize: bool = True,
         augment: bool = True,
-        seed: int = 0,
+        seed: NonNegativeInt = 0,
         verify: bool = True,
         url: str = URL,
     ):
         super().__init__()
-        check_least(1, batch_size=batch_size, val_split=val_split)
-        check_least(0, seed=seed)
         self.data_dir, self.batch_size, self.val_split = Path(data_dir), batch_size, val_split
         self.normalize, self.augment, self.seed = normalize, augment, seed
         self.verify, self.url, self._drawn_epoch = verify, url, None
@@ -137,9 +136,8 @@ class SyntheticCIFAR10DataModule(CIFAR10DataModule):
 
     description = "synthetic images, not CIFAR-10"
 
-    def __init__(self, num_train_images: int = 50000, num_test_images: int = 10000, **kwargs):
+    def __init__(self, num_train_images: PositiveInt = 50000, num_test_images: PositiveInt = 10000, **kwargs):
         super().__init__(**kwargs)
-        check_least(1, num_train_images=num_train_images, num_test_images=num_test_images)
         self.num_train_images, self.num_test_images = num_train_images, num_test_images
 
     def read(self) -> tuple[Tensor, Tensor, int]:

@@ -32,11 +32,11 @@ def main() -> None:
     trainer.fit(model, data)
     metrics = logged_metrics(trainer)
     speed = metrics.get("images_per_second")
-    cli.load_best_network()
+    cli.best.load(trainer, model)
     if is_overridden("test_step", model) and is_overridden("test_dataloader", data or model):
         trainer.test(model, data, verbose=False)
         metrics = logged_metrics(trainer)
-    model_path = Path(cli.config.model_dir or cli.checkpoint_dir, "model.pt")
+    model_path = Path(cli.config.model_dir or cli.best.folder, "model.pt")
     if trainer.is_global_zero:
         weights = getattr(model, "network", model).state_dict()
         write_atomically(to_bytes({name: weight.cpu() for name, weight in weights.items()}), model_path)

@@ -38,7 +38,7 @@ def error_line(*options: str, cwd: Path, run: Callable = run_train_warm, **kwarg
         (["--nothing.like.it=3"], ["no option --nothing.like.it", "--help"]),
         (["fit"], ["no option fit"]),
         (["--trainer.max_epochs=many"], ["--trainer.max_epochs=many", "int or null"]),
-        (["--data.batch_size=1.5"], ["--data.batch_size=1.5", "must be int"]),
+        (["--data.batch_size=1.5"], ["--data.batch_size: ", "int", "1.5"]),
         (["--data.verify=perhaps"], ["--data.verify=perhaps", "bool"]),
         (["--optimizer.lr=fast"], ["--optimizer.lr=fast", "float"]),
         (["--trainer.precision=17"], ["--trainer.precision=17", "'bf16-mixed'"]),
@@ -47,14 +47,12 @@ def error_line(*options: str, cwd: Path, run: Callable = run_train_warm, **kwarg
         (["--optimizer=Adamm"], ["--optimizer=Adamm", "Adam"]),
         (["--config=missing.yaml"], ["missing.yaml", "does not exist"]),
         (["--trainer.accelerator=abacus"], ["abacus", "cpu"]),
-        (["--trainer.accelerator=cpu", "--trainer.devices=999"], ["devices=999", f"{os.cpu_count()} cores"]),
-        (["--trainer.accelerator=cpu", "--trainer.devices=-1"], ["devices=-1", "from 1"]),
-        (["--data.batch_size=0"], ["batch_size=0", "at least 1"]),
-        (["--data.val_split=0"], ["val_split=0", "at least 1"]),
+        (["--trainer.accelerator=cpu", "--trainer.devices=-1"], ["devices=-1", "needs a GPU", "--trainer.devices=1"]),
+        (["--data.batch_size=0"], ["--data.batch_size: ", " 0 ", "v>0"]),
+        (["--data.val_split=0"], ["--data.val_split: ", " 0 ", "v>0"]),
         ([*SYNTHETIC, "--data.val_split=601"], ["val_split=601", "less than"]),
         (["--ckpt_path=last"], ["--ckpt_path=last", "no checkpoint to go on from"]),
         (["--ckpt_path=gone.ckpt"], ["gone.ckpt"]),
-        (["--logger.save_dir=s3://my-bucket/tb", "--checkpoint.dirpath=null"], ["--checkpoint.dirpath", "S3"]),
         (["--logger.flush_secs=0"], ["--logger.flush_secs:", "v>0"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith(("-", "fit")) else "",
@@ -124,14 +122,14 @@ def test_a_hostile_pickle_is_refused_before_it_runs(tmp_path):
         def __reduce__(self):
             return os.system, ("touch executed",)
 
-    write_archive(tmp_path, cifar10_files() | {"data_batch_1": {b"data": Hostile()}})
+    write_archive(tmp_path, cifar10_files() | {"data_batch_1": {"data": Hostile()}})
     assert "system" in error_line("--data.data_dir=.", "--data.verify=false", cwd=tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_missed_in_words(tmp_path):
     line = error_line("--trainer.accelerator=gpu", "--trainer.devices=-1", cwd=tmp_path)
-    assert "finds no GPU" in line
+    assert "needs a GPU" in line
     assert "--trainer.accelerator=cpu --trainer.devices=1" in line
 
 
@@ -146,8 +144,10 @@ def test_a_driver_that_is_too_old_is_named_with_its_version(tmp_path_factory, tm
     )
     subprocess.run(["cc", "-shared", "-fPIC", "-o", driver / "libcuda.so.1", driver / "cuda.c"], check=True)
     environment = ENVIRONMENT | {"LD_LIBRARY_PATH": str(driver)}
-    line = error_line("--trainer.accelerator=gpu", cwd=tmp_path, run=run_train, env=environment)
-    assert "too old (found version 11040)" in line
+    warning, *_, line = run_train(
+        "--trainer.accelerator=gpu", cwd=tmp_path, env=environment, code=2
+    ).stderr.splitlines()
+    assert "too old (found version 11040)" in warning
     assert f"CUDA {torch.version.cuda}" in line
 
 

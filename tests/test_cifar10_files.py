@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import tarfile
 
 import numpy as np
@@ -28,8 +29,8 @@ def test_an_archive_is_read_without_writing_anything(archive):
     assert [path.name for path in archive.parent.iterdir()] == [archive.name]
     images, labels = read(archive.parent, normalize=False).batch("test", torch.arange(20))
     expected = cifar10_files()["test_batch"]
-    assert np.array_equal((images * 255).round().numpy().reshape(20, 3072), expected[b"data"])
-    assert labels.tolist() == expected[b"labels"]
+    assert np.array_equal((images * 255).round().numpy().reshape(20, 3072), expected["data"])
+    assert labels.tolist() == expected["labels"]
 
 
 def test_the_extracted_folder_is_read_like_the_archive(archive):
@@ -49,21 +50,24 @@ def test_training_and_validation_images_are_different_ones(archive):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("data_batch_2", {b"data": np.zeros((20, 3071), np.uint8), b"labels": [0] * 20}, "uint8 (20, 3071)"),
-        ("data_batch_2", {b"data": np.zeros((20, 3072), np.float32), b"labels": [0] * 20}, "float32"),
-        ("data_batch_3", {b"data": np.zeros((19, 3072), np.uint8), b"labels": [0] * 19}, "(19, 3072)"),
-        ("test_batch", {b"data": np.zeros((20, 3072), np.uint8), b"labels": [0] * 19}, "(19,)"),
-        ("test_batch", {b"data": np.zeros((20, 3072), np.uint8), b"labels": [10] * 20}, "10"),
-        ("test_batch", {b"data": np.zeros((20, 3072), np.uint8), b"labels": ["cat"] * 20}, "labels"),
+        (
+            "data_batch_2",
+            {"data": np.zeros((20, 3071), np.uint8), "labels": [0] * 20},
+            "data_batch_2 is not a file of CIFAR-10",
+        ),
+        ("data_batch_2", {"data": np.zeros((20, 3072), np.float32), "labels": [0] * 20}, "float32"),
+        ("data_batch_3", {"data": np.zeros((19, 3072), np.uint8), "labels": [0] * 20}, "[120]"),
+        ("test_batch", {"data": np.zeros((20, 3072), np.uint8), "labels": [0] * 19}, "[119]"),
+        ("test_batch", {"data": np.zeros((20, 3072), np.uint8), "labels": [10] * 20}, "10"),
+        ("test_batch", {"data": np.zeros((20, 3072), np.uint8), "labels": ["cat"] * 20}, "test_batch"),
         ("test_batch", [1, 2, 3], "test_batch"),
-        ("batches.meta", {b"num_cases_per_batch": 30}, "(30, 3072)"),
         ("data_batch_5", None, "data_batch_5"),
     ],
 )
 def test_an_archive_with_another_structure_is_refused(tmp_path, name, content, message):
     files = cifar10_files() | {name: content}
     write_archive(tmp_path, {name: content for name, content in files.items() if content is not None})
-    with pytest.raises(ValueError, match="(?s)" + message.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         read(tmp_path)
 
 
@@ -72,7 +76,7 @@ def test_a_pickle_that_runs_code_is_refused_before_it_runs(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
 
-    write_archive(tmp_path, cifar10_files() | {"data_batch_1": {b"data": Hostile()}})
+    write_archive(tmp_path, cifar10_files() | {"data_batch_1": {"data": Hostile()}})
     with pytest.raises(ValueError, match=r"posix\.mkdir"):
         read(tmp_path)
     assert not (tmp_path / "executed").exists()
@@ -85,6 +89,6 @@ def test_a_file_with_another_checksum_is_refused_before_it_is_unpickled(archive)
     archive.unlink()
     folder = archive.parent / "cifar-10-batches-py"
     folder.mkdir()
-    (folder / "batches.meta").write_bytes(pickle.dumps({}))
-    with pytest.raises(ValueError, match=r"batches\.meta has MD5"):
+    (folder / "data_batch_1").write_bytes(pickle.dumps({}))
+    with pytest.raises(ValueError, match="data_batch_1 has MD5"):
         read(archive.parent, verify=True)

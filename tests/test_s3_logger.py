@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from runtime.s3_logger import LAST_SECONDS, S3TensorBoardLogger, client
 from toolkit import Host, free_port
 
 URL = f"s3://{BUCKET}/tb"
-TO_S3 = (*TINY, *SYNTHETIC, f"--logger.save_dir={URL}")
+TO_S3 = (*TINY, *SYNTHETIC, f"--logger.save_dir={URL}", "--logger.version=version_0")
 LONGER = ("--trainer.max_epochs=100", "--logger.flush_secs=1")  # than it takes to give up a request
 ENDLESS = (*TO_S3, "--trainer.max_epochs=100000", "--logger.flush_secs=1")
 
@@ -87,7 +88,7 @@ def test_the_log_of_an_interrupted_run_is_complete_though_s3_may_have_little_of_
     for series in (a, b):
         series["images_per_second"] = [step for step, _ in series["images_per_second"]]
     assert a == b
-    assert not aws.keys("tb/b/version_1")
+    assert {key.split("/")[2] for key in aws.keys("tb/b/")} == {"version_0"}
 
 
 @contextlib.contextmanager
@@ -159,12 +160,12 @@ def test_tensorboard_serves_the_curves_from_s3_during_and_after_training(environ
     assert tensorboards(tmp_path / "tmp") == []
 
 
-def test_the_next_free_version_in_s3_is_taken(aws, environment, tmp_path):
-    for run in ("version_9", "version_10", "version_of_mine"):
-        aws.client("s3").put_object(Bucket=BUCKET, Key=f"tb/tutorial/{run}/config.yaml", Body=b"")
-    result = run_train_warm(*TO_S3, "--trainer.max_epochs=1", cwd=tmp_path, env=environment)
-    assert f"TensorBoard logs  {URL}/tutorial/version_11," in result.stdout
-    assert len(aws.keys("tb/tutorial/version_11/")) == 4
+def test_a_run_in_s3_is_named_after_the_time_of_its_start(aws, environment, tmp_path):
+    options = (*TO_S3, "--logger.version=null", "--trainer.max_epochs=1")
+    stdout = run_train_warm(*options, cwd=tmp_path, env=environment).stdout
+    (run,) = {key.rpartition("/")[0] for key in aws.keys("tb/")}
+    assert re.fullmatch(r"tb/tutorial/\d{4}(-\d\d){5}", run)
+    assert f"TensorBoard logs  s3://{BUCKET}/{run}," in stdout
 
 
 def test_a_bucket_that_does_not_exist_is_an_error_and_not_created(aws, environment, tmp_path):
@@ -197,6 +198,7 @@ def test_a_restarted_job_of_sagemaker_goes_on_in_the_same_place(aws, environment
     variables = {name: value for name, value in environment.items() if name.startswith(("AWS_", "TMPDIR"))}
     variables["TRAINING_JOB_NAME"] = "tutorial-2030-01-01"
     hyperparameters["checkpoint.dirpath"] = str(tmp_path / "checkpoints")
+    del hyperparameters["logger.version"]
     for start, more in ("first", {"trainer.max_epochs": "1"}), ("again", {"ckpt_path": "last"}):
         host = Host(tmp_path / start, "127.0.0.1", ["127.0.0.1"], hyperparameters | more)
         host.start(**variables, MASTER_PORT=free_port())

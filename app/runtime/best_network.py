@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
@@ -12,7 +13,34 @@ from runtime.errors import warn
 
 
 class BestNetwork(ModelCheckpoint):
-    """A ModelCheckpoint that does nothing if its metric is not logged, and finds its file if the folder has moved."""
+    """A ModelCheckpoint that does nothing if its metric is not logged, and finds its file if the folder has moved.
+
+    Args:
+        dirpath: Folder of the checkpoints.
+        every_n_train_steps: Least number of steps between two checkpoints inside an epoch; 0 is no limit.
+        every_n_minutes: Least minutes between two checkpoints inside an epoch; 0 is no limit.
+        **kwargs: As for ModelCheckpoint, for the best network.
+    """
+
+    def __init__(
+        self,
+        dirpath: str,
+        every_n_train_steps: NonNegativeInt = 0,
+        every_n_minutes: NonNegativeFloat = 5.0,
+        **kwargs: Any,
+    ):
+        # What is named here is no option.
+        super().__init__(
+            dirpath,
+            save_last=None,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+            save_weights_only=False,
+            save_on_exception=False,
+            train_time_interval=None,
+            **kwargs,
+        )
+        self.folder, self.every_n_steps, self.every_n_seconds = Path(dirpath), every_n_train_steps, every_n_minutes * 60
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor is None or self.monitor in trainer.callback_metrics:

@@ -68,4 +68,5 @@ def explain(message: str, options: list[str], known_classes: dict[str, list[type
         hint = f", such as {' or '.join(classes)}; --help explains more" if classes else ""
         return f"{names.get(key, f'--{key}')}={value} is not valid: it must be {allowed}{hint}"
     files = re.findall(r"(?:-c|--config)[ =](\S+)", " ".join(sys.argv))
-    return re.sub(r'Parser key "([^"]+)"', r"--\1", message) + (f" (in {' or '.join(files)})" if files else "")
+    message = re.sub(r'Parser key "([^"]+)"', lambda key: names.get(key[1], f"--{key[1]}"), message)
+    return message + (f" (in {' or '.join(files)})" if files else "")

@@ -3,7 +3,6 @@
 import signal
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +11,9 @@ from pytorch_lightning.callbacks import Checkpoint
 from sagemaker_env import in_sagemaker, job_name
 
 from runtime import private_lightning
-from runtime.checkpoint_files import CheckpointFolder, end_mark
+from runtime.best_network import BestNetwork
+from runtime.checkpoint_files import CheckpointFolder, end_mark, find_checkpoint
 from runtime.errors import AgreedEnd
-from runtime.find_checkpoint import find_checkpoint
 from runtime.stop_signal import StopSignal
 
 
@@ -26,28 +25,22 @@ class Resume(Checkpoint):
     and writes; the others get from it what they need.
 
     Args:
-        dirpath: Folder of the checkpoints; null is that of the best network.
-        every_n_train_steps: Least number of steps between two points inside an epoch; 0 is no limit.
-        every_n_minutes: Least minutes between two points inside an epoch; 0 is no limit.
+        best: The callback that has the options of the checkpoints.
         timeout: Seconds that the ranks wait for each other.
         options: What two runs must have in common for one to go on where the other was.
     """
 
-    def __init__(
-        self, dirpath: str | None, every_n_train_steps: int, every_n_minutes: float, timeout: float, options: dict
-    ):
-        self.folder = CheckpointFolder(Path(dirpath or ""))
-        self.has_folder = dirpath is not None
-        self.every_n_train_steps, self.every_n_seconds = every_n_train_steps, every_n_minutes * 60
-        self.stop_signal, self.options = StopSignal(timeout), options
+    def __init__(self, best: BestNetwork, timeout: float, options: dict[str, Any]):
+        self.folder, self.options = CheckpointFolder(best.folder), options
+        self.every_n_steps, self.every_n_seconds = best.every_n_steps, best.every_n_seconds
+        self.stop_signal = StopSignal(timeout)
         self.found: dict[str, Any] | None = None  # the checkpoint from which this run goes on
         self._point, self._random_states = "end", None
         self._last_step: int | None = None
 
     def find(self, trainer: Trainer, model: LightningModule, ckpt_path: str | None) -> None:
         """Finds the checkpoint to go on from, on rank 0, before training begins. Raises BadInput."""
-        paths = self.folder.files() if self.has_folder else []
-        if found := find_checkpoint(paths, ckpt_path, model, self.options):
+        if found := find_checkpoint(self.folder.files(), ckpt_path, model, self.options):
             path, self.found = found
             for logger, state in zip(trainer.loggers, self.found["resume"]["loggers"], strict=False):
                 if state is not None:
@@ -56,8 +49,6 @@ class Resume(Checkpoint):
             print(f"going on from {path}, step {self.found['global_step']} in epoch {self.found['epoch']}", flush=True)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not self.has_folder:
-            self.folder.path = Path(trainer.checkpoint_callback.dirpath)
         if stage == "fit":
             self.found = trainer.strategy.broadcast(self.found)
             if self.found:
@@ -85,24 +76,14 @@ class Resume(Checkpoint):
             self._random_states = rank["random_states"] if same_ranks else None
 
     def _check_that_it_fits(self, trainer: Trainer, before: dict[str, Any]) -> None:
-        shape = self._shape(trainer)
-        others = [name for name in shape if before[name] != shape[name]]
-        if others and (shape["samples per step"] is None or "samples per step" in others):
-            was, now = (", ".join(f"{values[name]} {name}" for name in others) for values in (before, shape))
-            path = self.folder.kept[0] if self.folder.kept else "the checkpoint"
-            line = f"{path} is of a run with {was}, not {now}: make them the same, or start anew with --ckpt_path=none"
-            raise AgreedEnd(line, 2)
+        now = shape(trainer)
+        others = [name for name in now if before[name] != now[name]]
+        if others and (now["samples per step"] is None or "samples per step" in others):
+            one, other = (", ".join(f"{values[name]} {name}" for name in others) for values in (before, now))
+            line = f"is of a run with {one}, not {other}: make them the same, or start anew with --ckpt_path=none"
+            raise AgreedEnd(f"{self.folder.kept[0] if self.folder.kept else 'the checkpoint'} {line}", 2)
         if others and trainer.is_global_zero:
             print(f"{trainer.world_size} processes instead of {before['processes']} go on, so not bit for bit")
-
-    def _shape(self, trainer: Trainer) -> dict[str, Any]:
-        sizes = [getattr(loader, "global_batch_size", None) for loader in private_lightning.loaders(trainer)]
-        return {
-            "samples per step": None if None in sizes else sum(sizes) * trainer.accumulate_grad_batches,
-            "batches per epoch": trainer.num_training_batches,
-            "batches per step": trainer.accumulate_grad_batches,
-            "processes": trainer.world_size,
-        }
 
     def _between_steps(self, trainer: Trainer) -> None:
         if self._random_states:
@@ -112,7 +93,7 @@ class Resume(Checkpoint):
         num_steps = private_lightning.num_steps_done(trainer) - (self._last_step or 0)
         is_late = 0 < self.every_n_seconds <= time.monotonic() - self._last_time
         signum, is_late = self.stop_signal.agree(trainer, is_late)
-        is_due = is_new_epoch or self._last_step is None or 0 < self.every_n_train_steps <= num_steps
+        is_due = is_new_epoch or self._last_step is None or 0 < self.every_n_steps <= num_steps
         is_due |= is_late and num_steps > 1  # the ranks still say that it was late in the step after a checkpoint
         if num_steps and (is_due or signum) and (is_new_epoch or private_lightning.can_go_on_from_here(trainer)):
             self._save(trainer, "between steps")
@@ -128,9 +109,8 @@ class Resume(Checkpoint):
             for logger in trainer.loggers if trainer.is_global_zero else []:
                 logger.finalize("failed")
             trainer.strategy.barrier()
-            self._end(
-                trainer, f"stopped by {signal.Signals(signum).name} after step {trainer.global_step}", 128 + signum
-            )
+            reason = f"stopped by {signal.Signals(signum).name} after step {trainer.global_step}"
+            self._end(trainer, reason, 128 + signum)
 
     def _end(self, trainer: Trainer, reason: str, code: int) -> None:
         where = f"goes on from {self.folder.kept[-1]}" if self.folder.kept else "starts anew"
@@ -143,8 +123,6 @@ class Resume(Checkpoint):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is saved
 
     def _save(self, trainer: Trainer, point: str) -> None:
-        if trainer.fast_dev_run:
-            return
         is_finite = all(bool(torch.isfinite(weight).all()) for weight in trainer.lightning_module.parameters())
         if not trainer.strategy.reduce_boolean_decision(is_finite):
             reason = f"the weights are not finite after step {trainer.global_step}: try a smaller learning rate"
@@ -162,7 +140,7 @@ class Resume(Checkpoint):
         checkpoint["resume"] = {
             "point": self._point,
             "ranks": gather(private_lightning.state_of_rank(trainer)),
-            "shape": self._shape(trainer),
+            "shape": shape(trainer),
             "metrics": dict(trainer.callback_metrics),
             "loggers": [logger.state_dict() if hasattr(logger, "state_dict") else None for logger in loggers],
             "options": self.options,
@@ -171,11 +149,22 @@ class Resume(Checkpoint):
 
     def end(self, trainer: Trainer) -> None:
         """Says that nothing is left to do. Raises AgreedEnd if the last checkpoint could not be written."""
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if trainer.is_global_zero:
             if error := trainer.strategy.checkpoint_io.error:
                 raise AgreedEnd(f"the last checkpoint could not be written: {error}", 1)
             for path in self.folder.kept[-1:] if not in_sagemaker() else []:  # which may repeat a job
                 end_mark(path).touch()
+
+
+def shape(trainer: Trainer) -> dict[str, Any]:
+    """What two runs must have in common for the position of one to be one of the other."""
+    sizes = [getattr(loader, "global_batch_size", None) for loader in private_lightning.loaders(trainer)]
+    return {
+        "samples per step": None if None in sizes else sum(sizes) * trainer.accumulate_grad_batches,
+        "batches per epoch": trainer.num_training_batches,
+        "batches per step": trainer.accumulate_grad_batches,
+        "processes": trainer.world_size,
+    }
 
 
 def gather(value: object) -> list[Any]:

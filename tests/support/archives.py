@@ -13,10 +13,10 @@ BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
 def cifar10_files(num_images: int = 20) -> dict[str, object]:
     """The contents of CIFAR-10's files, with `num_images` random images each."""
     numbers = np.random.default_rng(0)
-    files: dict[str, object] = {"batches.meta": {b"num_cases_per_batch": num_images, b"num_vis": 3072}}
+    files: dict[str, object] = {"batches.meta": {"num_cases_per_batch": num_images, "num_vis": 3072}}
     for name in BATCHES:
         data = numbers.integers(0, 256, (num_images, 3072), dtype=np.uint8)
-        files[name] = {b"data": data, b"labels": numbers.integers(0, 10, num_images).tolist()}
+        files[name] = {"data": data, "labels": numbers.integers(0, 10, num_images).tolist()}
     return files
 
 
