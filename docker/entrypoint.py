@@ -1,18 +1,37 @@
-"""A container's first process: runs a command, passes SIGTERM on to what trains, ends with the command's exit code."""
+"""A container's first process: runs a command, passes SIGTERM on to what trains, ends with the command's exit code.
+
+When SageMaker takes back the spot instance of one host, the ranks of all hosts end, most of them without a SIGTERM of
+their own. A host that reported a failure then might end the whole job, which should go on later: so it waits first.
+"""
 
 import contextlib
+import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 import psutil
 
+FAILURE = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"), "output/failure")  # SageMaker shows its beginning
+SECONDS = float(os.environ.get("SIGTERM_WAIT_SECONDS", "120"))  # SageMaker's own time between SIGTERM and SIGKILL
+# Words of app/runtime/errors.py and of SageMaker's toolkit in a failure that may be another host's, and what they mean.
+# With NCCL a lost peer raises no error: torch aborts the rank. Lightning then kills the other ranks of that host.
+REASONS = {
+    "have lost, each other": "a peer was lost: ",
+    "stopped by SIGTERM": "another host was stopped, and this one not: ",
+    "ExitCode -6": "a rank was aborted, most likely because a peer was lost or hung: ",
+    "ExitCode -9": "a rank was killed, because memory ran out or another rank of its host was lost: ",
+}
+
 
 def main(command: list[str]) -> int:
     """Runs `command` and returns its exit code, 128 + n if signal n ended it."""
-    process = None
+    process, is_stopped = None, False
 
     def forward(signum: int, frame: FrameType | None) -> None:
+        nonlocal is_stopped
+        is_stopped = True
         if process is None:
             sys.exit(128 + signum)
         # SageMaker's toolkit, `train`, would die of the signal at once, and with it the container, before the ranks
@@ -26,7 +45,21 @@ def main(command: list[str]) -> int:
     signal.signal(signal.SIGTERM, forward)
     process = psutil.Popen(command)
     code = process.wait()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    if code and command[0] == "train" and not is_stopped:
+        wait_if_a_peer_was_lost()
     return code if code >= 0 else 128 - code
+
+
+def wait_if_a_peer_was_lost() -> None:
+    """Gives SageMaker the time for a SIGTERM, if the failure may be another host's, and says so in the reason."""
+    reason = FAILURE.read_text(errors="replace") if FAILURE.exists() else ""
+    for words, meaning in REASONS.items():
+        if words in reason:
+            FAILURE.write_text(meaning + reason)
+            print(f"{meaning}waiting {SECONDS:g} s for SIGTERM", file=sys.stderr, flush=True)
+            signal.sigtimedwait({signal.SIGTERM}, SECONDS)
+            return
 
 
 if __name__ == "__main__":
