@@ -57,7 +57,7 @@ class Host:
             "inputdataconfig": {"training": {"TrainingInputMode": "File"}} if data_dir else {},
         }
         if checkpoint_dir:
-            checkpoint_dir.mkdir(parents=True)
+            checkpoint_dir.mkdir(parents=True, exist_ok=True)
             configs["checkpointconfig"] = {"LocalPath": str(checkpoint_dir)}
         for config_name, content in configs.items():
             (config_dir / f"{config_name}.json").write_text(json.dumps(content))
