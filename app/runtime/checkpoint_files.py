@@ -23,7 +23,10 @@ class CheckpointFiles(TorchCheckpointIO):
     # No file is renamed: SageMaker, which copies the folder to S3 all the time, would copy it again.
 
     error: OSError | None = None
-    superseded: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.superseded: dict[str, float] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
         try:
@@ -35,12 +38,13 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def remove_checkpoint(self, path: str) -> None:
         # Until the next checkpoint knows its successor, a run may have to go on with this one.
-        self.superseded += (path,)
+        self.superseded[path] = time.monotonic()
 
     def remove_superseded(self) -> None:
-        for path in self.superseded:
-            super().remove_checkpoint(path)
-        self.superseded = ()
+        for path, since in list(self.superseded.items()):
+            if not in_sagemaker() or time.monotonic() - since >= SECONDS_BEFORE_DELETION:
+                super().remove_checkpoint(path)
+                del self.superseded[path]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
