@@ -7,7 +7,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from sagemaker_env import job_name
+from sagemaker_env import in_sagemaker, job_name
 
 from runtime.checkpoint_files import end_mark, read_checkpoint
 from runtime.errors import BadInput
@@ -67,6 +67,10 @@ def read_fitting(path: Path, model: LightningModule, options: dict[str, Any]) ->
             f"{path} is of a run with another {', '.join(others)}; it will be replaced unless you stop now and say "
             f"--ckpt_path={path}"
         )
+    # SageMaker's agent copies the files in any order, and an older checkpoint may have all that it knows of.
+    for name, state in checkpoint["callbacks"].items() if options and in_sagemaker() else []:
+        if name.startswith("BestNetwork") and state["best_model_path"]:
+            read_checkpoint(path.with_name(Path(state["best_model_path"]).name))
     return checkpoint
 
 

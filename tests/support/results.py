@@ -39,7 +39,7 @@ def last_checkpoint(directory: Path) -> Path:
 
 
 def newest_whole_step(directory: Path) -> int:
-    """The step of the newest checkpoint of which nothing is missing; 0 if there is none."""
+    """The step of the newest checkpoint of which nothing is missing, nor its best network; 0 if there is none."""
     steps = [int(path.stem.split("=")[1]) for path in directory.glob("last-step=*.ckpt") if is_whole(path)]
     return max(steps, default=0)
 
@@ -47,6 +47,10 @@ def newest_whole_step(directory: Path) -> int:
 def is_whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
+            if file.testzip():
+                return False
     except (zipfile.BadZipFile, FileNotFoundError):
         return False
+    states = torch.load(path, weights_only=False)["callbacks"].values()
+    best = [Path(state.get("best_model_path", "")).name for state in states]
+    return all(is_whole(path.with_name(name)) for name in best if name and name != path.name)
