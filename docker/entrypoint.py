@@ -5,6 +5,7 @@ their own. A host that reported a failure then might end the whole job, which sh
 """
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -13,10 +14,10 @@ from types import FrameType
 
 import psutil
 
-FAILURE = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"), "output/failure")  # SageMaker shows its beginning
+BASE_DIR = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
 SECONDS = float(os.environ.get("SIGTERM_WAIT_SECONDS", "120"))  # SageMaker's own time between SIGTERM and SIGKILL
-# Words of app/runtime/errors.py and of SageMaker's toolkit in a failure that may be another host's, and what they mean.
-# With NCCL a lost peer raises no error: torch aborts the rank. Lightning then kills the other ranks of that host.
+# Words of app/runtime and of SageMaker's toolkit in a failure that may be another host's, and what they mean. With NCCL
+# a lost peer raises no error: torch aborts the rank, and Lightning then kills the other ranks of that host.
 REASONS = {
     "have lost, each other": "a peer was lost: ",
     "stopped by SIGTERM": "another host was stopped, and this one not: ",
@@ -34,8 +35,7 @@ def main(command: list[str]) -> int:
         is_stopped = True
         if process is None:
             sys.exit(128 + signum)
-        # SageMaker's toolkit, `train`, would die of the signal at once, and with it the container, before the ranks
-        # that it has started can react.
+        # SageMaker's toolkit, `train`, would die of the signal at once, and the container before its ranks can react.
         with contextlib.suppress(psutil.NoSuchProcess):
             ranks = process.children(recursive=True)
             for receiver in ranks if ranks and command[0] == "train" else [process, *ranks]:
@@ -52,14 +52,16 @@ def main(command: list[str]) -> int:
 
 
 def wait_if_a_peer_was_lost() -> None:
-    """Gives SageMaker the time for a SIGTERM, if the failure may be another host's, and says so in the reason."""
-    reason = FAILURE.read_text(errors="replace") if FAILURE.exists() else ""
-    for words, meaning in REASONS.items():
-        if words in reason:
-            FAILURE.write_text(meaning + reason)
-            print(f"{meaning}waiting {SECONDS:g} s for SIGTERM", file=sys.stderr, flush=True)
-            signal.sigtimedwait({signal.SIGTERM}, SECONDS)
-            return
+    """Says in the reason that the failure may be another host's, if so, and gives SageMaker the time for a SIGTERM."""
+    file = BASE_DIR / "output/failure"  # SageMaker shows the first 1,024 characters
+    reason = file.read_text(errors="replace") if file.exists() else ""
+    meaning = next((meaning for words, meaning in REASONS.items() if words in reason), None)
+    if meaning is None:
+        return
+    file.write_text(meaning + reason)
+    if len(json.loads((BASE_DIR / "input/config/resourceconfig.json").read_text())["hosts"]) > 1:
+        print(f"{meaning}waiting {SECONDS:g} s for SIGTERM", file=sys.stderr, flush=True)
+        signal.sigtimedwait({signal.SIGTERM}, SECONDS)
 
 
 if __name__ == "__main__":

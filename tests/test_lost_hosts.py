@@ -76,6 +76,15 @@ def test_a_rank_that_is_aborted_is_told_as_most_likely_a_lost_peer(job, tmp_path
 
 
 @pytest.mark.slow
+def test_a_host_without_others_waits_for_nothing(job, tmp_path):
+    (host,) = job(1, ENDLESS | drill(tmp_path, signum=signal.SIGKILL, rank=0), SIGTERM_WAIT_SECONDS="60")
+    wait_for("Reporting training FAILURE", host)
+    assert host.wait(timeout=20) == 1
+    line = "a rank was killed, because memory ran out or another rank of its host was lost: "
+    assert host.failure.startswith(f"{line}ExecuteUserScriptError:\nExitCode -9\n")
+
+
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_a_lost_peer_when_the_time_is_over(job, tmp_path):
     hosts = job(2, ENDLESS | drill(tmp_path, signum=signal.SIGSTOP) | {"process_group_timeout": "10"})
     assert hosts[0].wait() == 1
@@ -83,9 +92,9 @@ def test_a_rank_that_hangs_is_a_lost_peer_when_the_time_is_over(job, tmp_path):
     assert hosts[1].process.poll() is None
 
 
-def drill(folder: Path, signum: int) -> dict[str, str]:
-    """A rank on the second host, which signals itself in the second epoch."""
-    values = {"file": folder / "step", "hook": "on_train_batch_end", "step": 40, "rank": 1, "signum": int(signum)}
+def drill(folder: Path, signum: int, rank: int = 1) -> dict[str, str]:
+    """A rank, on the second host if not told otherwise, which signals itself in the second epoch."""
+    values = {"file": folder / "step", "hook": "on_train_batch_end", "step": 40, "rank": rank, "signum": int(signum)}
     options = {f"trainer.callbacks.{name}": str(value) for name, value in values.items()}
     return {"trainer.callbacks": "tiny.Drill"} | options
 
