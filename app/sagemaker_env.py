@@ -72,15 +72,22 @@ def job_name() -> str | None:
     return os.environ.get("TRAINING_JOB_NAME")
 
 
+def checkpoint_dir() -> str | None:
+    """The folder that survives the instances, as the output does not, if the job has a checkpoint path."""
+    config = Path(os.environ.get("SM_INPUT_CONFIG_DIR", ""), "checkpointconfig.json")
+    if config.is_file():
+        return json.loads(config.read_text())["LocalPath"]
+    path = Path(os.environ["SM_MODEL_DIR"]).with_name("checkpoints")  # in local mode, which has no such file
+    return str(path) if path.is_dir() else None
+
+
 def sagemaker_defaults() -> dict[str, str | int]:
     """Options of train.py for the job's hosts and folders, in SageMaker; none elsewhere."""
     if not in_sagemaker():
         return {}
     output_dir = os.environ["SM_OUTPUT_DATA_DIR"]
-    # It is there if the job has a checkpoint path, and survives the instances, as the output does not.
-    checkpoint_dir = Path(os.environ["SM_MODEL_DIR"]).with_name("checkpoints")
     options = {
-        "checkpoint.dirpath": str(checkpoint_dir) if checkpoint_dir.is_dir() else f"{output_dir}/checkpoints",
+        "checkpoint.dirpath": checkpoint_dir() or f"{output_dir}/checkpoints",
         "logger.save_dir": f"{output_dir}/tensorboard",
         "model_dir": os.environ["SM_MODEL_DIR"],
         "trainer.enable_progress_bar": "false",

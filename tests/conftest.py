@@ -21,19 +21,21 @@ def archive(tmp_path: Path) -> Path:
 def job(tmp_path: Path) -> Iterator[Callable]:
     """Starts SageMaker hosts, without Docker, that train a tiny network together: `job(2, {"trainer.devices": "2"})`.
 
-    `only=1` starts the first of them alone.
+    `only=1` starts the first of them alone. What else is named goes into the containers' environment.
     """
     defaults = dict(option.removeprefix("--").split("=") for option in TINY + SYNTHETIC)
     defaults |= {"data.batch_size": "20", "trainer.callbacks": "tiny.PrintWeights"}
     started: list[Host] = []
 
-    def start(num_hosts: int, hyperparameters: dict[str, str] | None = None, only: int | None = None) -> list[Host]:
+    def start(
+        num_hosts: int, hyperparameters: dict[str, str] | None = None, only: int | None = None, **environment: str
+    ) -> list[Host]:
         names = [f"127.0.0.{number}" for number in range(1, num_hosts + 1)]
         folder, port = tmp_path / f"job-{len(started)}", free_port()
         hosts = [Host(folder / name, name, names, defaults | (hyperparameters or {})) for name in names[:only]]
         started.extend(hosts)
         for host in hosts:
-            host.start(MASTER_PORT=port)
+            host.start(MASTER_PORT=port, **environment)
         return hosts
 
     yield start

@@ -17,6 +17,7 @@ from archives import cifar10_files, write_archive
 from aws import BUCKET, ROLE, Endpoint
 from programs import ENVIRONMENT, ROOT
 from results import as_bytes, last_checkpoint, scalars
+from toolkit import of_container
 
 pytestmark = pytest.mark.docker
 
@@ -283,7 +284,7 @@ def test_the_request_of_a_cloud_job_is_what_two_containers_need_to_train_one_mod
     docker("network", "create", network)
     try:
         gateway = docker("network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", network).strip()
-        variables = {name: value for name, value in aws.environment.items() if name.startswith("AWS_")}
+        variables = of_container({name: value for name, value in aws.environment.items() if name.startswith("AWS_")})
         variables |= {"AWS_ENDPOINT_URL": endpoint.url.replace("0.0.0.0", gateway), "OMP_NUM_THREADS": "1"}
         variables |= {"TRAINING_JOB_NAME": request["TrainingJobName"]}
         environment = [word for item in variables.items() for word in ("--env", "=".join(item))]

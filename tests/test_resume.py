@@ -115,7 +115,6 @@ def test_a_signal_ends_the_run_after_the_step_and_names_where_it_goes_on(
     [
         ("one process", "kill -9 in save"),
         ("two processes", "SIGTERM to one"),
-        ("two hosts", "SIGTERM to all, one after the other"),
     ],
 )
 def test_a_drill_ends_bit_for_bit_within_an_interval(tmp_path, setup, kind):

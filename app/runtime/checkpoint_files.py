@@ -27,7 +27,10 @@ class CheckpointFiles(TorchCheckpointIO):
     # No file is renamed: SageMaker, which copies the folder to S3 all the time, would copy it again.
 
     error: OSError | None = None
-    superseded: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.superseded: dict[str, float] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
         try:
@@ -39,12 +42,13 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def remove_checkpoint(self, path: str) -> None:
         # Until the next checkpoint knows its successor, a run may have to go on with this one.
-        self.superseded += (path,)
+        self.superseded[path] = time.monotonic()
 
     def remove_superseded(self) -> None:
-        for path in self.superseded:
-            super().remove_checkpoint(path)
-        self.superseded = ()
+        for path, since in list(self.superseded.items()):
+            if not in_sagemaker() or time.monotonic() - since >= SECONDS_BEFORE_DELETION:
+                super().remove_checkpoint(path)
+                del self.superseded[path]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -144,6 +148,10 @@ def read_fitting(path: Path, model: LightningModule, options: dict[str, Any]) ->
             f"{path} is of a run with another {', '.join(others)}; it will be replaced unless you stop now and say "
             f"--ckpt_path={path}"
         )
+    # SageMaker's agent copies the files in any order, and an older checkpoint may have all that it knows of.
+    for name, state in checkpoint["callbacks"].items() if options and in_sagemaker() else []:
+        if name.startswith("BestNetwork") and state["best_model_path"]:
+            read_checkpoint(path.with_name(Path(state["best_model_path"]).name))
     return checkpoint
 
 

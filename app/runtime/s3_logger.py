@@ -126,4 +126,5 @@ class S3TensorBoardLogger(TensorBoardLogger):
 @cache  # making one takes 0.2 s
 def client() -> Any:
     config = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard"})
-    return boto3.client("s3", config=config)
+    # SageMaker names its containers' region in this variable, which boto3 does not read.
+    return boto3.client("s3", region_name=os.environ.get("AWS_REGION"), config=config)

@@ -1,6 +1,7 @@
 """What a run has printed and left behind."""
 
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,21 @@ def as_bytes(value: Any) -> Any:
 def last_checkpoint(directory: Path) -> Path:
     """The newest of the checkpoints from which a run goes on."""
     return max(directory.glob("last-step=*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))
+
+
+def newest_whole_step(directory: Path) -> int:
+    """The step of the newest checkpoint of which nothing is missing, nor its best network; 0 if there is none."""
+    steps = [int(path.stem.split("=")[1]) for path in directory.glob("last-step=*.ckpt") if is_whole(path)]
+    return max(steps, default=0)
+
+
+def is_whole(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            if file.testzip():
+                return False
+    except (zipfile.BadZipFile, FileNotFoundError):
+        return False
+    states = torch.load(path, weights_only=False)["callbacks"].values()
+    best = [Path(state.get("best_model_path", "")).name for state in states]
+    return all(is_whole(path.with_name(name)) for name in best if name and name != path.name)

@@ -10,6 +10,7 @@ import torch
 from cifar10 import SyntheticCIFAR10DataModule
 from pytorch_lightning import Callback, LightningModule, Trainer
 from resnet import Classifier
+from runtime import checkpoint_files
 from torch import nn
 
 
@@ -47,10 +48,10 @@ class PrintWeights(Callback):
 
 
 class Fail(Callback):
-    """Raises after the first epoch."""
+    """Raises after the first epoch, in the last rank."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.current_epoch == 1:
+        if trainer.current_epoch == 1 and trainer.global_rank == trainer.world_size - 1:
             raise RuntimeError("as the test wants it")
 
 
@@ -58,12 +59,14 @@ class Drill(Callback):
     """Takes `seconds` for each batch, keeps the step in a file, and sends itself a signal.
 
     Args:
-        file: Where the step is kept, and beside it, with the ending .first, that the first step is done.
+        file: Where the step is kept, and beside it, with the ending .first, that the first step is done, and with the
+            ending .killed, that the signal has been sent.
         seconds: Duration of each batch, of validation too.
         hook: Where that is: the name of one of Lightning's hooks, or "save", which is in the middle of it.
         step: At which step, at the earliest.
         rank: To which rank.
         signum: Which signal it is.
+        seconds_before_deletion: What takes the place of the ten minutes that SageMaker's agent gets for a copy.
     """
 
     def __init__(
@@ -74,13 +77,21 @@ class Drill(Callback):
         step: int = 0,
         rank: int = 0,
         signum: int = 9,
+        seconds_before_deletion: float | None = None,
     ):
+        if seconds_before_deletion is not None:
+            assert checkpoint_files.SECONDS_BEFORE_DELETION
+            checkpoint_files.SECONDS_BEFORE_DELETION = seconds_before_deletion
         self.file, self.seconds, self.hook, self.step, self.rank, self.signum = file, seconds, hook, step, rank, signum
 
     def send_signal(self, hook: str, trainer: Trainer) -> None:
         is_now = hook == self.hook and trainer.global_step >= self.step and not trainer.sanity_checking
         if is_now and trainer.global_rank == self.rank:
-            os.kill(os.getpid(), self.signum)
+            self.kill()
+
+    def kill(self) -> None:
+        Path(f"{self.file}.killed").touch()
+        os.kill(os.getpid(), self.signum)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.hook == "save" and trainer.is_global_zero:
@@ -93,7 +104,7 @@ class Drill(Callback):
             time.sleep(0.0005)
             if trainer.global_step < self.step:
                 known = set(directory.glob("*.ckpt"))
-        os.kill(os.getpid(), self.signum)
+        self.kill()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module, batch, batch_idx) -> None:
         self.send_signal("on_train_batch_start", trainer)

@@ -13,11 +13,14 @@ from pathlib import Path
 
 from programs import ENVIRONMENT, ROOT
 
+OF_IMAGE = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "LOGNAME": "sagemaker"}
+
 
 class Host:
     """What SageMaker gives a container: folders as in /opt/ml, the job's configuration, and the command `train`.
 
-    `project` is a folder whose files somebody has copied into app/.
+    `project` is a folder whose files somebody has copied into app/, `checkpoint_dir` that of a job with a checkpoint
+    path, and its name in the container.
     """
 
     def __init__(
@@ -29,6 +32,7 @@ class Host:
         data_dir: Path | None = None,
         interface: str = "lo",
         project: Path | None = None,
+        checkpoint_dir: Path | None = None,
     ):
         self.name = name
         self.base_dir = base_dir
@@ -52,17 +56,23 @@ class Host:
             "resourceconfig": {"current_host": name, "hosts": hosts, "network_interface_name": interface},
             "inputdataconfig": {"training": {"TrainingInputMode": "File"}} if data_dir else {},
         }
+        if checkpoint_dir:
+            checkpoint_dir.mkdir(parents=True, exist_ok=True)
+            configs["checkpointconfig"] = {"LocalPath": str(checkpoint_dir)}
         for config_name, content in configs.items():
             (config_dir / f"{config_name}.json").write_text(json.dumps(content))
 
     def start(self, **environment: str) -> None:
-        """Runs `train` behind the image's entrypoint, as the container would."""
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        """Runs `train` behind the image's entrypoint, as the container would, with a shorter wait for SIGTERM."""
+        names = ("HOME", "TMPDIR", "PYTHONPATH", "OMP_NUM_THREADS")  # all that it has from the person's environment
+        variables = {name: ENVIRONMENT[name] for name in names if name in ENVIRONMENT}
+        variables |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "SIGTERM_WAIT_SECONDS": "2"}
+        variables |= OF_IMAGE | {"SAGEMAKER_BASE_DIR": str(self.base_dir)} | of_container(environment)
         self.log_path = self.base_dir / "log"
         with open(self.log_path, "w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, ROOT / "docker/entrypoint.py", "train"],
-                env={**ENVIRONMENT, "PATH": path, "SAGEMAKER_BASE_DIR": str(self.base_dir), **environment},
+                env=variables,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -86,6 +96,21 @@ class Host:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+def of_container(variables: dict[str, str]) -> dict[str, str]:
+    """A person's AWS variables, as SageMaker gives them to a container: the region has another name."""
+    region = {"AWS_REGION": variables["AWS_DEFAULT_REGION"]} if "AWS_DEFAULT_REGION" in variables else {}
+    return {name: value for name, value in variables.items() if name != "AWS_DEFAULT_REGION"} | region
+
+
+def sagemaker_environment(base_dir: Path, **variables: str) -> dict[str, str]:
+    """What the toolkit puts into the environment of train.py, here for a job of one host."""
+    paths = {"SM_MODEL_DIR": "model", "SM_OUTPUT_DIR": "output", "SM_OUTPUT_DATA_DIR": "output/data"}
+    paths |= {"SM_CHANNEL_TRAINING": "data", "SM_INPUT_CONFIG_DIR": "input/config"}
+    hosts = {"SM_HOSTS": '["127.0.0.1"]', "SM_CURRENT_HOST": "127.0.0.1"}
+    (base_dir / "output").mkdir()
+    return {**ENVIRONMENT, **{name: str(base_dir / path) for name, path in paths.items()}, **hosts, **variables}
 
 
 def free_port() -> str:

@@ -1,0 +1,99 @@
+"""Checkpoints that SageMaker's agent copies: jobs that go on from what it had copied, and what it does not bear."""
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import drill
+import pytest
+from checkpoint_agent import CheckpointAgent
+from programs import SYNTHETIC, TINY, run_train_warm
+from toolkit import sagemaker_environment
+
+RUN = (*TINY, *SYNTHETIC, "--checkpoint.every_n_train_steps=5")
+
+
+def wait_until(condition: Callable[[], object], timeout: float = 20) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "network, kind",
+    [
+        ("tiny", "kill -9 of all"),
+        ("ResNet-18", "kill -9 in save"),
+        ("tiny", "SIGTERM to all, one after the other"),
+    ],
+)
+def test_a_job_goes_on_from_what_the_agent_has_copied_and_ends_bit_for_bit(tmp_path, network, kind):
+    interruption = drill.Interruption("two hosts", network, kind)
+    drill.crash_test(interruption, tmp_path, random.Random(0))
+    assert interruption.is_resumed and not interruption.differences
+
+
+def test_the_agent_copies_what_changes_deletes_what_is_deleted_and_brings_all_back(tmp_path):
+    folder, store = tmp_path / "folder", tmp_path / "store"
+    agent = CheckpointAgent(folder, store, tmp_path / "gone", seconds=0)
+    agent.start()
+    (folder / "a").write_bytes(bytes(100_000))
+    wait_until((store / "a").exists)
+    (folder / "a").unlink()
+    (folder / "b").write_text("b")
+    agent.finish()
+    assert [path.name for path in store.iterdir()] == ["b"]
+    for number in range(2):
+        CheckpointAgent(tmp_path / f"host-{number}", store, tmp_path / "gone")
+        assert (tmp_path / f"host-{number}/b").read_text() == "b"
+
+
+def test_the_agent_of_a_host_that_has_vanished_copies_nothing_more(tmp_path):
+    agent = CheckpointAgent(tmp_path / "folder", tmp_path / "store", tmp_path / "gone")
+    (tmp_path / "folder/a").write_text("a")
+    (tmp_path / "gone").touch()
+    agent.start()
+    agent.finish()
+    assert not list((tmp_path / "store").iterdir())
+
+
+def test_the_agent_stops_for_good_at_a_file_that_keeps_growing(tmp_path):
+    agent = CheckpointAgent(tmp_path / "folder", tmp_path / "store", tmp_path / "gone", seconds=0)
+    agent.start()
+    with open(tmp_path / "folder/events", "w") as file:
+        while not agent.gave_up_at:
+            file.write("event\n")
+            file.flush()
+    (tmp_path / "folder/later").touch()
+    agent.finish()
+    assert agent.gave_up_at == "events" and not (tmp_path / "store/later").exists()
+
+
+def killed(folder: Path, step: int, hook: str) -> dict[str, str]:
+    """The environment of a job that was killed at a step; an epoch has 16."""
+    (folder / "checkpoints").mkdir()
+    environment = sagemaker_environment(folder)
+    options = {"file": folder / "step", "step": step, "hook": hook}
+    drill = (
+        "--trainer.callbacks=tiny.Drill",
+        *(f"--trainer.callbacks.{key}={value}" for key, value in options.items()),
+    )
+    run_train_warm(*RUN, *drill, cwd=folder, env=environment, code=-9)
+    return environment
+
+
+def test_a_best_network_that_has_a_successor_stays_until_the_agent_has_had_its_time(tmp_path):
+    killed(tmp_path, step=32, hook="on_test_start")
+    names = sorted(path.name for path in (tmp_path / "checkpoints").glob("epoch*"))
+    assert names == ["epoch=0-step=16.ckpt", "epoch=1-step=32.ckpt"]
+
+
+def test_a_checkpoint_that_was_copied_before_its_best_network_is_not_gone_on_with(tmp_path):
+    environment = killed(tmp_path, step=23, hook="on_train_batch_end")
+    (tmp_path / "checkpoints/epoch=0-step=16.ckpt").unlink()
+    result = run_train_warm(*RUN, cwd=tmp_path, env=environment)
+    assert "going on from" in result.stdout and "/last-step=11.ckpt, step 11 in epoch 0\n" in result.stdout
+    assert "the last network is tested and exported" not in result.stderr

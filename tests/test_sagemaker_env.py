@@ -1,0 +1,96 @@
+"""What SageMaker says in the environment and files of a container, and what train.py makes of it."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import yaml
+from programs import ENVIRONMENT, SYNTHETIC, TINY, run_train, run_train_warm
+from toolkit import of_container, sagemaker_environment
+
+
+def test_the_folders_of_the_container_are_defaults_that_options_beat(tmp_path):
+    environment = sagemaker_environment(tmp_path)
+    config = yaml.safe_load(run_train_warm("--print_config", cwd=tmp_path, env=environment).stdout)
+    assert config["model_dir"] == str(tmp_path / "model")
+    assert config["data"]["init_args"]["data_dir"] == str(tmp_path / "data")
+    assert config["logger"]["save_dir"] == str(tmp_path / "output/data/tensorboard")
+    assert config["checkpoint"]["dirpath"] == str(tmp_path / "output/data/checkpoints")
+
+    (tmp_path / "checkpoints").mkdir()  # as when the job asks for it
+    # A file from a run on the laptop, say.
+    (tmp_path / "run.yaml").write_text("{model_dir: null, logger: {save_dir: logs, name: mine}}")
+    options = ["--config", "run.yaml"]
+    config = yaml.safe_load(run_train_warm(*options, "--print_config", "", cwd=tmp_path, env=environment).stdout)
+    assert config["model_dir"] == str(tmp_path / "model")
+    assert config["logger"]["save_dir"] == str(tmp_path / "output/data/tensorboard")  # not among checkpoints
+    assert config["logger"]["name"] == "mine"
+
+    options = ["--data.data_dir", "mine", "--model_dir", "null", "--optimizer.weight_decay", "-1e-3"]
+    config = yaml.safe_load(run_train_warm(*options, "--print_config", "", cwd=tmp_path, env=environment).stdout)
+    assert config["checkpoint"]["dirpath"] == str(tmp_path / "checkpoints")
+    assert config["data"]["init_args"]["data_dir"] == "mine"
+    assert config["model_dir"] is None
+    assert config["optimizer"]["init_args"]["weight_decay"] == -1e-3
+
+
+@pytest.mark.slow
+def test_a_host_without_a_name_is_waited_for_and_then_named_in_the_error(tmp_path):
+    environment = sagemaker_environment(tmp_path, SM_HOSTS='["127.0.0.1", "algo-2.invalid"]')
+    start = time.monotonic()
+    result = run_train(*TINY, *SYNTHETIC, "--process_group_timeout=3", cwd=tmp_path, env=environment, code=2)
+    assert time.monotonic() - start > 3
+    assert result.stderr == (
+        "train.py: error: host algo-2.invalid of 127.0.0.1, algo-2.invalid has not come up within 3 s\n"
+    )
+    assert (tmp_path / "output/failure").read_text() == result.stderr.strip()
+
+
+def test_a_number_of_nodes_other_than_that_of_the_hosts_is_refused(tmp_path):
+    options = (*TINY, *SYNTHETIC, "--trainer.num_nodes=3")
+    result = run_train_warm(*options, cwd=tmp_path, env=sagemaker_environment(tmp_path), code=2)
+    assert result.stderr.splitlines()[-1] == "train.py: error: --trainer.num_nodes=3: the SageMaker job has 1 hosts"
+
+
+def test_the_checkpoint_folder_is_the_one_that_sagemaker_names(tmp_path):
+    environment = sagemaker_environment(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "input/config").mkdir(parents=True)
+    config = {"LocalPath": str(tmp_path / "elsewhere"), "S3Uri": "s3://my-bucket/checkpoints/"}
+    (tmp_path / "input/config/checkpointconfig.json").write_text(json.dumps(config))
+    config = yaml.safe_load(run_train_warm("--print_config", cwd=tmp_path, env=environment).stdout)
+    assert config["checkpoint"]["dirpath"] == str(tmp_path / "elsewhere")
+
+
+@pytest.fixture
+def proxy() -> Iterator[tuple[str, list[str]]]:
+    """The address of an HTTPS proxy that refuses all connections, and where these were to go."""
+    hosts = []
+
+    def refuse(server: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:  # closed
+                return
+            with connection:
+                hosts.append(connection.recv(4096).split()[1].decode())
+                connection.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=refuse, args=(server,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", hosts
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_the_log_goes_to_the_region_that_the_container_names(tmp_path, proxy):
+    address, hosts = proxy
+    person = {"AWS_DEFAULT_REGION": "cn-north-1", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    variables = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("AWS_")}
+    variables |= of_container(person) | {"HTTPS_PROXY": address}
+    options = (*TINY, *SYNTHETIC, "--logger.save_dir=s3://my-bucket/tensorboard")
+    run_train_warm(*options, cwd=tmp_path, env=variables, code=2)
+    assert set(hosts) == {"my-bucket.s3.cn-north-1.amazonaws.com.cn:443"}
