@@ -177,9 +177,17 @@ def test_the_image_arrives_with_the_manifest_of_docker_and_its_digest(push, aws)
     uri = push().stdout.strip()
     (image,) = aws.client("ecr").describe_images(repositoryName=NAME)["imageDetails"]
     assert image["imageManifestMediaType"] == "application/vnd.docker.distribution.manifest.v2+json"
-    assert docker("image", "inspect", "--format", "{{.RepoDigests}}", uri) == (
-        f"[{uri.rpartition(':')[0]}@{image['imageDigest']}]"
-    )
+    pushed = docker("image", "inspect", "--format", '{{join .RepoDigests " "}}', uri).split()
+    assert f"{uri.rpartition(':')[0]}@{image['imageDigest']}" in pushed
+
+
+def test_after_the_administrators_commands_the_person_pushes(push, aws):
+    person, _ = aws.set_up_as_administrator()
+    keys = {name: person[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    with aws.enforce_policies():
+        uri = push(**keys).stdout.strip()
+    (image,) = aws.client("ecr").describe_images(repositoryName=NAME)["imageDetails"]
+    assert image["imageTags"] == [uri.rpartition(":")[2]]
 
 
 @pytest.mark.parametrize(("engine", "kind"), [("oci", "manifest"), ("index", "index")])
