@@ -12,11 +12,11 @@ registry=${uri%%/*} repository=sagemaker-tutorial tag=${uri##*:}
 describe_image=(aws ecr describe-images --repository-name "$repository" --image-ids "imageTag=$tag"
   --query 'imageDetails[0].[imageManifestMediaType,imageDigest]' --output text)
 
-# Fails unless ECR's description of the image is that of a Docker manifest.
+# Fails unless the image's description in ECR names Docker's own kind of manifest.
 check_manifest() {
   local media_type=${1%%$'\t'*}
   [[ $media_type == application/vnd.docker.distribution.manifest.v2+json ]] ||
-    fail "$uri has a manifest of the type $media_type in ECR, which SageMaker need not take;" \
+    fail "$uri has a manifest of the type $media_type in ECR, which SageMaker may refuse;" \
       "install Docker's buildx plugin or update it, and set IMAGE_TAG to another tag"
 }
 
