@@ -294,7 +294,7 @@ def test_a_token_that_expires_while_waiting_leaves_the_job_running_and_says_so(a
 @pytest.mark.slow
 def test_the_commands_of_the_tutorial_work_as_printed_with_no_more_permissions_than_they_need(aws, tmp_path):
     section = (ROOT / "README.md").read_text().split("### With SageMaker in the cloud")[1].split("\n### ")[0]
-    variables, push, upload, train, curves = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    variables, _, push, upload, train, curves = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
     for placeholder, value in ("<account-id>", ACCOUNT), ("<role-name>", "sagemaker"), ("<my-bucket>", BUCKET):
         variables = variables.replace(placeholder, value)
     project = copy_project(tmp_path)

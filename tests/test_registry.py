@@ -2,7 +2,6 @@
 
 import base64
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -74,11 +73,13 @@ def push(tmp_path: Path, aws, registry: str) -> Iterator[Callable[..., subproces
         script.write_text(script.read_text().replace("sagemaker-tutorial", NAME))
     (tmp_path / "docker/Dockerfile").write_text("FROM scratch\nARG WORD=\nENV WORD=${WORD}\nCOPY requirements.txt .\n")
     (tmp_path / "bin").mkdir()
-    recorder = f'#!/bin/sh\necho "$@" >> {tmp_path}/commands\nexec {shlex.quote(DOCKER)} "$@"\n'
-    (tmp_path / "bin/docker").write_text(recorder)
+    (tmp_path / "bin/docker").write_text(
+        f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/support/docker_for_ecr.py "$@"\n'
+    )
     (tmp_path / "bin/docker").chmod(0o755)
     path = f"{tmp_path}/bin:{Path(sys.executable).parents[1]}/aws/bin:{os.environ['PATH']}"
     environment = aws.environment | {"PATH": path, "REGISTRY": registry, "DOCKER_CONFIG": str(tmp_path / "config")}
+    environment |= {"DOCKER": DOCKER, "COMMANDS": str(tmp_path / "commands")}
 
     def push(*arguments: str, code: int = 0, **variables: str) -> subprocess.CompletedProcess:
         command = [tmp_path / "docker/push-image.sh", *arguments]
@@ -103,10 +104,11 @@ def pull(uri: str, password: str, config: Path) -> str:
     return docker("images", "--quiet", "--no-trunc", uri)
 
 
-def add_to_ecr(aws, uri: str) -> None:
-    """Tells moto's ECR, which has no registry, what was pushed."""
-    manifest = '{"mediaType": "application/vnd.docker.distribution.manifest.v2+json"}'
-    aws.client("ecr").put_image(repositoryName=NAME, imageTag=uri.split(":")[-1], imageManifest=manifest)
+def error_line(result: subprocess.CompletedProcess) -> str:
+    """The line of an error, which ends stderr after the output of build and push; no URI may be printed."""
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("push-image.sh: error: ")]
+    assert result.stderr.endswith(f"{line}\n") and result.stdout == ""
+    return line.removeprefix("push-image.sh: error: ")
 
 
 def test_the_first_push_creates_a_repository_that_scans_images_and_keeps_tags(push, aws):
@@ -132,9 +134,8 @@ def test_the_password_is_on_no_command_line_in_no_output_and_in_no_file(push, pa
     assert '"auth"' not in (tmp_path / "config/config.json").read_text()
 
 
-def test_a_second_push_does_nothing(push, aws, tmp_path):
+def test_a_second_push_does_nothing(push, tmp_path):
     first = push()
-    add_to_ecr(aws, first.stdout.strip())
     (tmp_path / "commands").unlink()
     second = push()
     assert second.stdout == first.stdout
@@ -149,9 +150,8 @@ def test_an_image_built_with_arguments_gets_the_tag_of_the_person(push, password
     assert "WORD=fast" in docker("image", "inspect", uri)
 
 
-def test_a_tag_is_not_given_to_another_image(push, aws):
+def test_a_tag_is_not_given_to_another_image(push):
     first = push()
-    add_to_ecr(aws, first.stdout.strip())
     assert "set IMAGE_TAG to a tag of its own" in push("--build-arg", "WORD=fast", code=2).stderr
     tag = first.stdout.strip().split(":")[-1]
     line = push("--build-arg", "WORD=fast", IMAGE_TAG=tag, code=2).stderr
@@ -162,7 +162,7 @@ def test_on_another_processor_the_image_is_still_for_x86(push, tmp_path):
     (tmp_path / "bin/uname").write_text("#!/bin/sh\necho arm64\n")
     (tmp_path / "bin/uname").chmod(0o755)
     push()
-    assert "docker/Dockerfile --platform linux/amd64 ." in (tmp_path / "commands").read_text()
+    assert " --platform linux/amd64 ." in (tmp_path / "commands").read_text()
     assert docker("image", "inspect", "--format", "{{.Architecture}}", NAME) == "amd64"
 
 
@@ -171,6 +171,60 @@ def test_a_repository_that_exists_is_used_as_it_is(push, aws):
     push()
     (repository,) = aws.client("ecr").describe_repositories()["repositories"]
     assert repository["imageTagMutability"] == "MUTABLE"
+
+
+def test_the_image_arrives_with_the_manifest_of_docker_and_its_digest(push, aws):
+    uri = push().stdout.strip()
+    (image,) = aws.client("ecr").describe_images(repositoryName=NAME)["imageDetails"]
+    assert image["imageManifestMediaType"] == "application/vnd.docker.distribution.manifest.v2+json"
+    pushed = docker("image", "inspect", "--format", '{{join .RepoDigests " "}}', uri).split()
+    assert f"{uri.rpartition(':')[0]}@{image['imageDigest']}" in pushed
+
+
+def test_after_the_administrators_commands_the_person_pushes(push, aws):
+    person, _ = aws.set_up_as_administrator()
+    keys = {name: person[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    with aws.enforce_policies():
+        uri = push(**keys).stdout.strip()
+    (image,) = aws.client("ecr").describe_images(repositoryName=NAME)["imageDetails"]
+    assert image["imageTags"] == [uri.rpartition(":")[2]]
+
+
+@pytest.mark.parametrize(("engine", "kind"), [("oci", "manifest"), ("index", "index")])
+def test_another_manifest_is_an_error_now_and_later(push, engine, kind):
+    line = error_line(push(code=2, ENGINE=engine))
+    assert f"has a manifest of the type application/vnd.oci.image.{kind}.v1+json in ECR" in line
+    assert line.endswith("install Docker's buildx plugin or update it, and set IMAGE_TAG to another tag")
+    assert push(code=2).stderr == f"push-image.sh: error: {line}\n"
+    push(IMAGE_TAG="another")
+
+
+def test_another_image_under_the_tag_is_an_error(push):
+    line = error_line(push(code=2, ENGINE="overtaken"))
+    assert "is another image in ECR, with the digest sha256:" in line and line.endswith(
+        "; set IMAGE_TAG to another tag"
+    )
+
+
+def test_a_build_that_leaves_no_image_never_pushes_an_older_one(push, tmp_path):
+    push()
+    (tmp_path / "requirements.txt").write_text("changed")
+    line = error_line(push(code=2, ENGINE="no-image"))
+    assert line.startswith("the build has left no image in Docker Engine; ")
+    assert (tmp_path / "commands").read_text().count("push ") == 1
+
+
+def test_buildx_is_asked_for_an_image_of_docker_in_the_engine_without_attestations(push, tmp_path):
+    push(ENGINE="buildx")
+    commands = (tmp_path / "commands").read_text().splitlines()
+    (build,) = [command for command in commands if "--file" in command]
+    assert build.startswith("buildx build --output type=docker,oci-mediatypes=false --tag ")
+
+
+def test_nothing_but_the_image_itself_is_left_in_the_engine(push):
+    uri = push().stdout.strip()
+    names = docker("images", "--format", "{{.Repository}}:{{.Tag}}").split()
+    assert sorted(name for name in names if NAME in name) == sorted([uri, f"{NAME}:latest"])
 
 
 def test_without_docker_engine_no_repository_is_created(push, aws):

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import inspect
 import json
 import os
 import re
@@ -16,7 +17,8 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
-from aws import ACCOUNT, BUCKET, REGION
+from aws import ACCOUNT, BUCKET, REGION, ROLE
+from moto.s3.models import s3_backends
 from programs import ROOT
 
 AWS_CLI = Path(sys.executable).parents[1] / "aws/bin"
@@ -165,9 +167,10 @@ def test_the_region_comes_from_the_environment_or_else_from_the_profile(project,
     assert registry == f"{ACCOUNT}.dkr.ecr.{region}.amazonaws.com"
 
 
-def test_china_has_a_domain_of_its_own(project):
-    registry = project.run(URI, AWS_REGION="cn-north-1").split("/")[0]
-    assert registry == f"{ACCOUNT}.dkr.ecr.cn-north-1.amazonaws.com.cn"
+@pytest.mark.parametrize(("region", "domain"), [("cn-north-1", "amazonaws.com.cn"), ("us-gov-west-1", "amazonaws.com")])
+def test_china_has_a_domain_of_its_own_and_govcloud_has_none(project, region, domain):
+    registry = project.run(URI, AWS_REGION=region).split("/")[0]
+    assert registry == f"{ACCOUNT}.dkr.ecr.{region}.{domain}"
 
 
 def test_the_tag_changes_with_each_file_of_the_image_and_with_nothing_else(project):
@@ -186,8 +189,8 @@ def test_the_tag_changes_with_each_file_of_the_image_and_with_nothing_else(proje
 
 def test_a_registry_and_a_tag_of_the_persons_own_need_no_aws(project):
     path = project.path_without("aws")
-    assert project.run(URI, PATH=path, REGISTRY="127.0.0.1:5000", IMAGE_TAG="efa") == (
-        "127.0.0.1:5000/sagemaker-tutorial:efa"
+    assert project.run(URI, PATH=path, REGISTRY="127.0.0.1:5000", IMAGE_TAG="mine") == (
+        "127.0.0.1:5000/sagemaker-tutorial:mine"
     )
 
 
@@ -233,14 +236,24 @@ def test_without_docker_nothing_is_created(project, aws):
     assert aws.client("ecr").describe_repositories()["repositories"] == []
 
 
-def test_an_image_that_is_in_ecr_is_not_built(project, aws):
-    uri = project.run(URI)
-    manifest = '{"mediaType": "application/vnd.docker.distribution.manifest.v2+json"}'
+def put_image(aws, uri: str, media_type: str) -> None:
+    manifest = json.dumps({"mediaType": media_type})
     aws.client("ecr").create_repository(repositoryName="sagemaker-tutorial")
     aws.client("ecr").put_image(repositoryName="sagemaker-tutorial", imageTag=uri.split(":")[1], imageManifest=manifest)
+
+
+def test_an_image_that_is_in_ecr_is_not_built(project, aws):
+    uri = project.run(URI)
+    put_image(aws, uri, "application/vnd.docker.distribution.manifest.v2+json")
     process = project.start(PUSH, PATH=project.path_without("docker"))
     assert process.communicate(timeout=60) == (f"{uri}\n", "in ECR already, nothing to do:\n")
     assert process.returncode == 0
+
+
+def test_an_image_that_is_in_ecr_with_another_manifest_is_an_error(project, aws):
+    put_image(aws, project.run(URI), "application/vnd.oci.image.index.v1+json")
+    line = project.error_line(PUSH)
+    assert "has a manifest of the type application/vnd.oci.image.index.v1+json in ECR" in line
 
 
 @pytest.mark.parametrize(
@@ -344,6 +357,14 @@ def test_a_bucket_in_another_region_is_refused(project, aws):
     assert f"{BUCKET} is in {REGION}" in line and line.endswith(f"set AWS_REGION={REGION}")
 
 
+def test_a_bucket_of_the_old_location_eu_is_in_eu_west_1(project, aws):
+    s3 = aws.client("s3", region="eu-west-1")
+    s3.create_bucket(Bucket="old-bucket", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    s3_backends[ACCOUNT]["aws"].buckets["old-bucket"].region_name = "EU"  # which moto lets nobody ask for
+    assert project.error_line(UPLOAD, "s3://old-bucket").endswith("set AWS_REGION=eu-west-1")
+    assert project.run(UPLOAD, "s3://old-bucket", AWS_REGION="eu-west-1").startswith("uploaded")
+
+
 @pytest.mark.parametrize(
     "arguments", [(), (FOLDER, FOLDER), ("/datasets/cifar-10",), ("s3://",), ("s3://<my-bucket>/x",), ("--help",)]
 )
@@ -352,6 +373,10 @@ def test_wrong_arguments_are_repeated_beside_the_right_ones(project, arguments):
     assert (
         line == f"usage: ./upload-cifar-10.sh s3://<my-bucket>/<folder>, not '{' '.join(arguments)}'; is S3_PATH set?"
     )
+
+
+POLICIES = ("execution-role.json", "laptop.json", "optional.json", "trust.json")
+ON_EVERYTHING = {"ecr:GetAuthorizationToken", "sts:GetCallerIdentity", "cloudwatch:PutMetricData"}
 
 
 @pytest.mark.parametrize("name", ["execution-role.json", "laptop.json"])
@@ -365,11 +390,61 @@ def test_a_policy_allows_no_more_than_it_names(name):
         assert statement["Effect"] == "Allow"
         assert "*" not in "".join(actions)
         if "*" in resources:
-            assert set(actions) <= {"ecr:GetAuthorizationToken", "sts:GetCallerIdentity", "cloudwatch:PutMetricData"}
+            assert {action for action in actions if not action.startswith("servicequotas:")} <= ON_EVERYTHING
         if "cloudwatch:PutMetricData" in actions or "iam:PassRole" in actions:
             assert "StringEquals" in statement["Condition"]
 
 
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_policies_hold_in_every_partition(name):
+    arns = re.findall(r'"(arn:[^"]*)"', (ROOT / "docker/policies" / name).read_text())
+    assert all(arn.startswith("arn:*:") for arn in arns)
+
+
 def test_the_policies_have_the_placeholders_of_the_tutorial():
-    texts = [(ROOT / "docker/policies" / name).read_text() for name in ("execution-role.json", "laptop.json")]
-    assert set(re.findall(r"<.*?>", "".join(texts))) == {"<account-id>", "<role-name>", "<my-bucket>"}
+    texts = [(ROOT / "docker/policies" / name).read_text() for name in POLICIES]
+    assert set(re.findall(r"<.*?>", "".join(texts))) == {"<account-id>", "<role-name>", "<my-bucket>", "<key-id>"}
+
+
+def test_the_optional_statements_are_named_after_arguments_of_the_estimator():
+    from launcher.sagemaker_sdk import PyTorch  # only here, as it takes seconds
+
+    known = {name for base in PyTorch.__mro__ for name in inspect.signature(base.__init__).parameters}
+    for statement in load_policy("optional.json")["Statement"]:
+        words = re.findall("[A-Z][a-z]+", statement["Sid"].split("And")[0].split("Or")[0])
+        argument = "_".join(words).lower()
+        assert argument in known and f"`{argument}`" in (ROOT / "README.md").read_text()
+
+
+def test_the_administrators_commands_make_a_role_that_sagemaker_may_take_and_policies_without_placeholders(aws):
+    aws.set_up_as_administrator()
+    iam = aws.client("iam")
+    role = iam.get_role(RoleName="sagemaker")["Role"]
+    assert role["Arn"] == ROLE
+    (trust,) = role["AssumeRolePolicyDocument"]["Statement"]
+    assert (trust["Principal"], trust["Action"]) == ({"Service": "sagemaker.amazonaws.com"}, "sts:AssumeRole")
+    (policy,) = iam.list_policies(Scope="Local")["Policies"]
+    documents = [
+        iam.get_role_policy(RoleName="sagemaker", PolicyName="sagemaker-tutorial")["PolicyDocument"],
+        iam.get_policy_version(PolicyArn=policy["Arn"], VersionId="v1")["PolicyVersion"]["Document"],
+    ]
+    assert "<" not in json.dumps(documents)
+    assert aws.client("s3").get_bucket_location(Bucket=BUCKET)["LocationConstraint"] == REGION
+
+
+def test_after_the_administrators_commands_the_person_uploads_and_the_role_keeps_checkpoints(project, aws):
+    person, role = aws.set_up_as_administrator()
+
+    def s3(environment: dict[str, str], *arguments: str) -> str:
+        command = ["aws", "s3api", *arguments, f"--bucket={BUCKET}"]
+        return subprocess.run(command, env=environment, cwd=project.folder, capture_output=True, text=True).stderr
+
+    data, checkpoint = f"--key=datasets/cifar-10/{NAME}", "--key=checkpoints/my-run/last-step=1.ckpt"
+    with aws.enforce_policies():
+        assert project.run(UPLOAD, FOLDER, **person).startswith("uploaded")
+        assert s3(role, "get-object", data, "data") == ""
+        assert s3(role, "put-object", checkpoint, "--body=data") == ""
+        assert s3(person, "get-object", checkpoint, "checkpoint") == ""
+        assert s3(role, "delete-object", checkpoint) == ""
+        assert "AccessDenied" in s3(role, "delete-object", data)
+        assert "AccessDenied" in s3(person, "put-object", checkpoint, "--body=data")

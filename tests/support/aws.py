@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import subprocess
 import sys
 import tarfile
 import time
@@ -93,18 +95,28 @@ class AWS:
         }
 
     def person_with(self, name: str) -> dict[str, str]:
-        """The environment of somebody who has a policy of docker/policies.
-
-        moto knows the resources of S3 alone; whatever else is done, it is done to `*`.
-        """
+        """The environment of somebody who has a policy of docker/policies."""
         text = (ROOT / f"docker/policies/{name}.json").read_text()
         text = text.replace("<my-bucket>", BUCKET).replace("<account-id>", ACCOUNT).replace("<role-name>", "sagemaker")
-        policy = json.loads(text)
-        for statement in policy["Statement"]:
-            if not str(statement["Action"]).lstrip("[']").startswith("s3:"):
-                statement["Resource"] = "*"
-            statement.pop("Condition", None)
-        return self.person(name, json.dumps(policy))
+        return self.person(name, as_known_to_moto(json.loads(text)))
+
+    def set_up_as_administrator(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Makes bucket, role and policies with the README's commands; the environments of the person and the role."""
+        blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+        (variables,) = [block for block in blocks if "export SAGEMAKER_ROLE=" in block]
+        (commands,) = [block for block in blocks if "aws iam create-role" in block]
+        for placeholder, value in ("<account-id>", ACCOUNT), ("<role-name>", "sagemaker"), ("<my-bucket>", BUCKET):
+            variables = variables.replace(placeholder, value)
+        self.client("s3").delete_bucket(Bucket=BUCKET)
+        command = ["bash", "-ec", variables + commands]
+        output = subprocess.run(
+            command, cwd=ROOT, env=self.environment, check=True, capture_output=True, text=True
+        ).stdout
+        (policy,) = re.findall(r"arn:aws:iam::\d+:policy/[\w-]+", output)
+        iam = self.client("iam")
+        laptop = iam.get_policy_version(PolicyArn=policy, VersionId="v1")["PolicyVersion"]["Document"]
+        role = iam.get_role_policy(RoleName="sagemaker", PolicyName="sagemaker-tutorial")["PolicyDocument"]
+        return self.person("person", as_known_to_moto(laptop)), self.person("role", as_known_to_moto(role))
 
     @contextlib.contextmanager
     def enforce_policies(self) -> Iterator[None]:
@@ -161,6 +173,15 @@ class AWS:
             self.log(job_name, f"algo-{number}", host.log.splitlines())
         status = "Failed" if any(codes) else "Completed"
         self.describe(job_name, training_job_status=status, secondary_status=status, billable_time_in_seconds=60)
+
+
+def as_known_to_moto(policy: dict[str, Any]) -> str:
+    """A policy for all resources but those of S3: moto knows no others, and whatever else is done, is done to `*`."""
+    for statement in policy["Statement"]:
+        if not str(statement["Action"]).lstrip("[']").startswith("s3:"):
+            statement["Resource"] = "*"
+        statement.pop("Condition", None)
+    return json.dumps(policy)
 
 
 class Endpoint:
