@@ -1,11 +1,10 @@
 """What can be missing in the AWS account."""
 
-import contextlib
 import os
 import re
 from typing import Any
 
-from launcher.checks import check_input, folders
+from launcher.checks import folders
 
 
 def find_region() -> str | None:
@@ -14,10 +13,9 @@ def find_region() -> str | None:
     return boto3.Session().region_name or os.environ.get("AWS_REGION")  # which boto3 does not read
 
 
-def check_account(options: Any, needed_file: str) -> None:
-    """Raises ValueError for what is missing: region, buckets, input, image; or if there is a job of that name."""
+def check_account(options: Any) -> None:
+    """Raises ValueError for what is missing: region, buckets, input, image."""
     import boto3
-    from botocore.exceptions import ClientError
 
     session = boto3.Session(region_name=find_region())
     if not session.region_name:
@@ -29,12 +27,9 @@ def check_account(options: Any, needed_file: str) -> None:
             check_bucket(session, name, uri.split("/")[2])
     bucket, _, folder = options.input_path.removeprefix("s3://").rstrip("/").partition("/")
     prefix = f"{folder}/" if folder else ""
-    objects = session.client("s3").list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", [])
-    check_input(options.input_path, [item["Key"].removeprefix(prefix) for item in objects], needed_file)
+    if not session.client("s3").list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents"):
+        raise ValueError(f"--input_path={options.input_path}: is empty")
     check_image(session, options.image_uri, account)
-    with contextlib.suppress(ClientError):  # there is none, or it is not for this person to know
-        if options.job_name and session.client("sagemaker").describe_training_job(TrainingJobName=options.job_name):
-            raise ValueError(f"--job_name={options.job_name}: there is a job of that name already")
 
 
 def check_bucket(session: Any, name: str, bucket: str) -> None:

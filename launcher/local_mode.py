@@ -2,28 +2,30 @@
 
 import os
 import re
-import shutil
 import subprocess
 from typing import Any
 
-USE_CPU = "train on the CPU with --instance_type={} --hyperparams trainer.accelerator=cpu trainer.devices=1"
+USE_CPU = "train on the CPU with --hyperparams trainer.accelerator=cpu trainer.devices=1"
 
 
 def output_of(*command: str) -> subprocess.CompletedProcess:
     """What a command prints and its exit code, whatever that is."""
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    try:
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    except OSError:
+        return subprocess.CompletedProcess(command, 127, f"there is no `{command[0]}` on this machine")
 
 
 def check_machine(options: Any) -> None:
     """Raises ValueError for what is missing on this machine."""
-    has_gpu = shutil.which("nvidia-smi") and "GPU 0" in output_of("nvidia-smi", "-L").stdout
-    if options.instance_type == "local_gpu" and not has_gpu:
-        raise ValueError(f"--instance_type=local_gpu: nvidia-smi finds no GPU; {USE_CPU.format('local')}")
-    if not shutil.which("docker"):
-        raise ValueError("there is no `docker` on this machine; see https://docs.docker.com/engine/install/")
+    if options.instance_type == "local_gpu" and "GPU 0" not in output_of("nvidia-smi", "-L").stdout:
+        raise ValueError(
+            f"--instance_type=local_gpu: nvidia-smi finds no GPU; say --instance_type=local, and {USE_CPU}"
+        )
     version = output_of("docker", "version")
     if version.returncode:
-        raise ValueError(f"Docker is not running, or not for you: {version.stdout.strip().splitlines()[-1]}")
+        reason = version.stdout.strip().splitlines()[-1]
+        raise ValueError(f"Docker cannot be used: {reason}; see https://docs.docker.com/engine/install/")
     compose_command()
     if "/" not in options.image_uri and output_of("docker", "image", "inspect", options.image_uri).returncode:
         raise ValueError(f"--image_uri={options.image_uri}: not built yet; build it with ./docker/build-image.sh")
@@ -31,10 +33,9 @@ def check_machine(options: Any) -> None:
 
 def compose_command() -> list[str]:
     """Docker Compose's, of any version; ValueError if there is none."""
-    if output_of("docker", "compose", "version").returncode == 0:
-        return ["docker", "compose"]
-    if shutil.which("docker-compose"):
-        return ["docker-compose"]
+    for command in ["docker", "compose"], ["docker-compose"]:
+        if output_of(*command, "version").returncode == 0:
+            return command
     raise ValueError("there is no Docker Compose on this machine; see https://docs.docker.com/compose/install/")
 
 

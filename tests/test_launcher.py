@@ -51,8 +51,8 @@ def test_help_explains_every_option(tmp_path):
     options = re.findall(r"^  --(\w+)", usage, re.MULTILINE)
     assert {"image_uri", "max_run", "estimator", "wait", "dry_run"} < set(options) and len(options) > 15
     for option in options:
-        explanation = usage.split(f"\n  --{option}")[1].split("\n  --")[0].partition("\n")
-        assert len("".join(explanation[2]).split("(default")[0].strip()) > 20, option
+        explanation = usage.split(f"\n  --{option} ")[1].split("\n  --")[0].split("(default")[0]
+        assert len(explanation.split()) > 4, option
 
 
 def test_a_dry_run_prints_request_and_command_line(laptop):
@@ -147,12 +147,6 @@ def test_a_wrong_option_ends_in_one_line_at_once(laptop, option, line):
     assert time.monotonic() - before < 5
 
 
-@pytest.mark.slow
-def test_a_wrong_request_ends_in_one_line(laptop):
-    result = run_sagemaker("--dry_run", "--hyperparams", f"logger.name={'x' * 2500}", cwd=laptop, code=2)
-    assert error_line(result) == "HyperParameters logger.name: 2502 characters, where SageMaker allows 0 to 2500"
-
-
 @pytest.mark.parametrize(
     "item, line",
     [
@@ -211,13 +205,14 @@ def test_an_error_of_python_itself_is_one_line_too(tmp_path):
 def test_without_docker_the_launcher_says_where_to_get_it(laptop):
     result = run_sagemaker(*LOCAL, cwd=laptop, code=2, PATH="")
     assert result.stderr == (
-        "run_sagemaker.py: error: there is no `docker` on this machine; see https://docs.docker.com/engine/install/\n"
+        "run_sagemaker.py: error: Docker cannot be used: there is no `docker` on this machine; "
+        "see https://docs.docker.com/engine/install/\n"
     )
 
 
 def test_without_a_gpu_the_launcher_says_which_options_train_on_the_cpu(laptop):
     result = run_sagemaker(cwd=laptop, code=2, PATH="")
     assert result.stderr == (
-        "run_sagemaker.py: error: --instance_type=local_gpu: nvidia-smi finds no GPU; train on the CPU with "
-        "--instance_type=local --hyperparams trainer.accelerator=cpu trainer.devices=1\n"
+        "run_sagemaker.py: error: --instance_type=local_gpu: nvidia-smi finds no GPU; say "
+        "--instance_type=local, and train on the CPU with --hyperparams trainer.accelerator=cpu trainer.devices=1\n"
     )

@@ -21,8 +21,8 @@ from aws import ACCOUNT, AWS, BUCKET, REGION, ROLE, Endpoint
 from programs import ROOT
 
 from launcher.account import check_account
-from launcher.command_line import errors_in_one_line, parse_options
-from run_sagemaker import ARCHIVE, Options, print_results
+from launcher.command_line import errors_in_one_line
+from run_sagemaker import print_results, read_options
 
 IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/sagemaker-tutorial:1"
 OPTIONS = (
@@ -92,14 +92,14 @@ def copy_project(folder: Path) -> Path:
 def check(account, monkeypatch, capsys):
     """Checks the account as the launcher does: `check("--job_name=x", ...)` is the only line on stderr."""
 
-    def check_as(*options: str, environment: dict[str, str] | None = None, needed_file: str = ARCHIVE) -> str:
+    def check_as(*options: str, environment: dict[str, str] | None = None) -> str:
         before = time.monotonic()
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as end, errors_in_one_line():
             for name in [name for name in os.environ if name.startswith("AWS_")]:
                 patch.delenv(name)
             for name, value in (environment or account.environment).items():
                 patch.setenv(name, value)
-            check_account(parse_options(Options, [*OPTIONS, *options]), needed_file)
+            check_account(read_options([*OPTIONS, *options]))
         assert end.value.code == 2
         assert time.monotonic() - before < 5
         stderr = capsys.readouterr().err
@@ -117,7 +117,7 @@ def check(account, monkeypatch, capsys):
         ("--checkpoint_path=s3://no-such-bucket", "--checkpoint_path=s3://no-such-bucket: there is no bucket"),
         ("--output_path=s3://other-bucket/x", "--output_path=s3://other-bucket/x: bucket .* is in us-west-2"),
         ("--hyperparams logger.save_dir=s3://none/x", "--hyperparams logger.save_dir=s3://none/x: there is no"),
-        (f"--input_path=s3://{BUCKET}/empty", "--input_path=s3://.*/empty: has no cifar-10-python.tar.gz"),
+        (f"--input_path=s3://{BUCKET}/empty", "--input_path=s3://.*/empty: is empty"),
         (f"--image_uri={IMAGE}0", f"--image_uri={IMAGE}0: is not in the registry; push it"),
         (f"--image_uri={IMAGE.replace('tutorial', 'x')}", "--image_uri=.*: is not in the registry; push it"),
     ],
@@ -126,22 +126,6 @@ def test_what_is_missing_in_the_account_is_told_in_one_line(account, check, opti
     s3 = account.client("s3", region="us-west-2")
     s3.create_bucket(Bucket="other-bucket", CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
     assert re.match(line, check(*options.split()))
-
-
-def test_data_of_another_kind_must_be_there_too(check):
-    assert check(f"--input_path=s3://{BUCKET}/empty", needed_file="") == f"--input_path=s3://{BUCKET}/empty: is empty"
-
-
-def test_a_job_cannot_have_the_name_of_another(account, check):
-    account.client("sagemaker").create_training_job(
-        TrainingJobName="taken",
-        AlgorithmSpecification={"TrainingInputMode": "File"},
-        RoleArn=ROLE,
-        OutputDataConfig={"S3OutputPath": f"s3://{BUCKET}/output"},
-        ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 30},
-        StoppingCondition={"MaxRuntimeInSeconds": 60},
-    )
-    assert check("--job_name=taken") == "--job_name=taken: there is a job of that name already"
 
 
 def test_without_a_region_the_launcher_says_how_to_name_one(account, check):
@@ -158,23 +142,23 @@ def test_the_region_can_be_named_as_in_other_sdks(account, check):
 def test_without_credentials_the_launcher_says_how_to_make_them_known(account, check):
     environment = {name: value for name, value in account.environment.items() if "ACCESS_KEY" not in name}
     line = check(environment=environment | {"AWS_EC2_METADATA_DISABLED": "true"})
-    assert line.startswith("AWS: Unable to locate credentials; make them known with `aws configure`")
+    assert line.startswith("Unable to locate credentials; make them known with `aws configure`")
 
 
 def test_a_profile_that_does_not_exist_is_told(account, check):
     line = check(environment=account.environment | {"AWS_PROFILE": "nobody"})
-    assert line == "AWS: The config profile (nobody) could not be found"
+    assert line == "The config profile (nobody) could not be found"
 
 
 def test_an_expired_token_is_told_with_how_to_get_another(account, check):
     endpoint = Endpoint(error=lambda number: "403 ExpiredToken")
     line = check(environment=account.environment | {"AWS_ENDPOINT_URL": endpoint.url})
-    assert re.match("AWS: .*ExpiredToken.*; log in again", line)
+    assert re.match(".*ExpiredToken.*; log in again", line)
 
 
 def test_a_server_that_does_not_answer_is_told(account, check):
     line = check(environment=account.environment | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"})
-    assert line.startswith("AWS: Could not connect to the endpoint URL")
+    assert line.startswith("Could not connect to the endpoint URL")
 
 
 def test_a_missing_permission_is_told_with_the_list_of_all(account, check):
@@ -182,7 +166,7 @@ def test_a_missing_permission_is_told_with_the_list_of_all(account, check):
     newcomer = account.person("newcomer", json.dumps({"Version": "2012-10-17", "Statement": [allow_nothing]}))
     with account.enforce_policies():
         line = check(environment=newcomer)
-    assert re.match("AWS: .*(AccessDenied|Forbidden).*; docker/policies/laptop.json lists", line)
+    assert re.match(".*(AccessDenied|Forbidden).*; docker/policies/laptop.json lists", line)
 
 
 def test_the_account_is_checked_before_the_upload(account):
@@ -288,7 +272,7 @@ def test_a_token_that_expires_while_waiting_leaves_the_job_running_and_says_so(a
         stdout, stderr = waiting.communicate(timeout=60)
     assert waiting.returncode == 1
     assert "aws sagemaker stop-training-job --training-job-name my-job\n" in stdout
-    assert re.match("run_sagemaker.py: error: AWS: .* security token .* is invalid", stderr) and stderr.count("\n") == 1
+    assert re.match("run_sagemaker.py: error: .* security token .* is invalid", stderr) and stderr.count("\n") == 1
 
 
 @pytest.mark.slow
