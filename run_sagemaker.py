@@ -14,15 +14,15 @@ import os
 import re
 import shlex
 import tempfile
+from argparse import ArgumentDefaultsHelpFormatter as HelpFormatter
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from launcher.account import check_account
-from launcher.checks import check_estimator_arguments, check_options, end_check, start_check
-from launcher.command_line import SWITCH, Parser, errors_in_one_line, item, stop_at_signals, yaml_item
-from launcher.local_mode import check_machine
-from launcher.request import check_request
+from launcher.account import check_account, find_session, quota_name
+from launcher.checks import check_estimator_arguments, check_options, check_request, end_check, start_check
+from launcher.command_line import SWITCH, Parser, channel, errors_in_one_line, item, stop_at_signals, yaml_item
+from launcher.local_mode import check_machine, git_commit
 
 DEFAULT_HYPERPARAMS = {
     "data": "CIFAR10DataModule",
@@ -40,13 +40,14 @@ volume_size=100 'subnets=[subnet-1, subnet-2]' 'security_group_ids=[sg-1]' 'tags
 
 
 def read_options(args: list[str] | None = None) -> Namespace:
-    parser = Parser("Trains with app/train.py in SageMaker's containers, on this machine or in the cloud.")
+    parser = Parser(usage="python run_sagemaker.py [options]", allow_abbrev=False, formatter_class=HelpFormatter)
     option, items = parser.add_argument, {"nargs": "*", "default": [], "type": item, "metavar": "NAME=value"}
     option("--image_uri", default="sagemaker-tutorial", help="Of docker/build-image.sh, or $(docker/image-uri.sh).")
     option("--role", help="ARN of SageMaker's execution role; not needed locally.")
     option("--instance_type", default="local_gpu", help="ml.…, or here local_gpu, with all GPUs, or local.")
     option("--instance_count", type=int, default=1, help="Instances or local containers, which train one model.")
-    option("--input_path", default=".cache", help="Folder with the data, in the cloud s3://….")
+    paths = {"nargs": "+", "type": channel, "metavar": "[NAME=]FOLDER"}
+    option("--input_path", **paths, default=[("training", ".cache")], help="The job's channels, in the cloud s3://….")
     option("--output_path", default="output", help="Folder, in the cloud s3://…, for model.tar.gz and output.tar.gz.")
     option("--hyperparams", **items, help="Options of app/train.py; NAME=null removes a default.")
     option("--metrics", nargs="*", default=METRICS, help="Names of metrics that CloudWatch plots.")
@@ -58,31 +59,42 @@ def read_options(args: list[str] | None = None) -> Namespace:
     option("--max_wait", type=int, help="Seconds for waiting and training on spot instances; max_run if not said.")
     option("--max_retry", type=int, help="How often SageMaker repeats a job after an error of its own, from 1 to 30.")
     option("--estimator", **items | {"type": yaml_item}, help=ESTIMATOR_HELP)
+    option("--region", help="Region of all this, if not that of AWS_REGION, AWS_DEFAULT_REGION or your profile.")
+    option("--profile", help="Profile of your AWS configuration, if not that of AWS_PROFILE.")
+    option("--attach", metavar="JOB", help="Show the log of a job from its start, and end as if it was started here.")
+    option("--stop", metavar="JOB", help="Stop a job.")
     option("--wait", **SWITCH, default=True, help="Show the log until the job ends; --wait=false returns at once.")
     option("--dry_run", **SWITCH, default=False, help="Check and print all that would be started. Needs no account.")
     options = parser.parse_args(args)
-    options.is_local = options.instance_type in ("local", "local_gpu")
+    options.is_local = options.instance_type in ("local", "local_gpu") and not (options.attach or options.stop)
+    options.channels = dict(options.input_path)
+    if len(options.channels) < len(options.input_path):
+        parser.error("--input_path: each folder needs a name of its own, as in train=s3://… val=s3://…")
     hyperparams = DEFAULT_HYPERPARAMS | dict(options.hyperparams)
     options.hyperparams = {name: value for name, value in hyperparams.items() if value != "null"}
     return options
 
 
 def main() -> None:
-    options = read_options()
     stop_at_signals()
     with errors_in_one_line():
-        launch(options)
+        launch(read_options())
 
 
 def launch(options: Namespace) -> None:
+    if options.attach or options.stop:
+        return come_back(options)
     check_options(options)
     if not options.dry_run:
         check_machine(options) if options.is_local else check_account(options)
-    check = start_check(options.hyperparams, APP_DIR)
+    check = start_check(options.hyperparams, options.channels, APP_DIR)
     with tempfile.TemporaryDirectory(prefix="sagemaker-", ignore_cleanup_errors=True) as container_root:
         estimator = make_estimator(options, str(Path(container_root).resolve()))
         request = make_request(estimator, options)
         end_check(check)
+        if not options.is_local:
+            hours = options.instance_count * options.max_run / 3600
+            print(f'at most {hours:g} instance-hours of your quota "{quota_name(options)}"', flush=True)
         if options.dry_run:
             print(json.dumps(request, indent=2))
             words = [word for name, value in sorted(options.hyperparams.items()) for word in (f"--{name}", value)]
@@ -90,16 +102,18 @@ def launch(options: Namespace) -> None:
         elif options.is_local:
             train_here(estimator, options)
         else:
-            train_in_cloud(estimator, request["TrainingJobName"], options)
+            estimator.fit(inputs(options), job_name=request["TrainingJobName"], wait=False)
+            print(f"started {request['TrainingJobName']}", flush=True)
+            follow(estimator.sagemaker_session, request["TrainingJobName"], options)
 
 
 def make_estimator(options: Namespace, container_root: str) -> Any:
     """SageMaker's PyTorch Estimator; `container_root` is for temporary files of containers on this machine."""
-    if options.dry_run or "://" not in options.input_path + options.output_path:
+    if options.dry_run or (options.is_local and "s3://" not in f"{options.input_path} {options.output_path}"):
         os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # nobody needs the credentials that might be there
     from launcher.sagemaker_sdk import PyTorch, make_session  # takes seconds to import
 
-    max_wait = options.max_wait or (options.max_run if options.spot_instances else None)
+    in_s3 = "://" in (options.checkpoint_path or "").removeprefix("file://")
     arguments = {
         "entry_point": "train.py",
         "source_dir": str(APP_DIR),
@@ -108,18 +122,18 @@ def make_estimator(options: Namespace, container_root: str) -> Any:
         "instance_type": options.instance_type,
         "instance_count": options.instance_count,
         "output_path": as_uri(options.output_path),
-        "checkpoint_s3_uri": None if options.is_local else options.checkpoint_path,
+        "checkpoint_s3_uri": as_uri(options.checkpoint_path, "/") if in_s3 else None,
         "hyperparameters": dict(options.hyperparams),  # to which the SDK adds its own
         "metric_definitions": [{"Name": name, "Regex": metric_regex(name)} for name in options.metrics],
-        "environment": dict(options.environment),
+        "environment": git_commit(APP_DIR) | dict(options.environment),
         "max_run": options.max_run,
         "use_spot_instances": options.spot_instances,
-        "max_wait": max_wait,
+        "max_wait": options.max_wait or (options.max_run if options.spot_instances else None),
         "max_retry_attempts": options.max_retry,
-        "sagemaker_session": make_session(options.is_local, container_root),
+        "sagemaker_session": make_session(find_session(options), container_root if options.is_local else ""),
     }
     others = {
-        "code_location": None if options.is_local else options.output_path.rstrip("/"),
+        "code_location": None if options.is_local else as_uri(options.output_path),
         "container_log_level": logging.WARNING,
         "debugger_hook_config": False,
         "disable_profiler": True,
@@ -139,12 +153,13 @@ def make_request(estimator: Any, options: Namespace) -> dict[str, Any]:
 
 
 def inputs(options: Namespace) -> dict[str, str]:
-    """The channels of the job, each of which becomes a folder of the container."""
-    return {"training": as_uri(options.input_path)}
+    """The channels of the job; NAME becomes /opt/ml/input/data/NAME in the container, and SM_CHANNEL_NAME says so."""
+    return {name: as_uri(path, "/") for name, path in options.channels.items()}
 
 
-def as_uri(path: str) -> str:
-    return path if "://" in path else f"file://{Path(path).absolute()}"
+def as_uri(path: str, end: str = "") -> str:
+    """A folder as SageMaker takes it; `end="/"` for what it reads, or it would read `my-run2` along with `my-run`."""
+    return path.rstrip("/") + end if "://" in path else f"file://{Path(path).absolute()}"
 
 
 def metric_regex(name: str) -> str:
@@ -162,43 +177,55 @@ def train_here(estimator: Any, options: Namespace) -> None:
     print(f"\nmodel   {model}\noutput  {output} (checkpoints, TensorBoard logs)")
 
 
-def train_in_cloud(estimator: Any, job_name: str, options: Namespace) -> None:
-    """Starts the job, and shows its log until it ends if asked to wait."""
+def come_back(options: Namespace) -> None:
+    """Stops a job, or shows one that was started earlier."""
+    session = find_session(options)
+    if options.stop:
+        session.client("sagemaker").stop_training_job(TrainingJobName=options.stop)
+        print(f"stopping {options.stop}; --attach={options.stop} shows how it ends")
+    else:
+        from launcher.sagemaker_sdk import make_session
+
+        session.client("sagemaker").describe_training_job(TrainingJobName=options.attach)  # or there is none
+        follow(make_session(session), options.attach, options)
+
+
+def follow(session: Any, job_name: str, options: Namespace) -> None:
+    """Shows the log of a job until it ends, if asked to wait, and then its results."""
     from launcher.sagemaker_sdk import show_log
 
-    goes_on = f"""
-{job_name} is a job of its own now. Follow it, or stop it:
-  aws logs tail /aws/sagemaker/TrainingJobs --follow --log-stream-name-prefix {job_name}/
-  aws sagemaker stop-training-job --training-job-name {job_name}"""
-    estimator.fit(inputs(options), job_name=job_name, wait=False)
+    command = f"python run_sagemaker.py --region={session.boto_region_name}"
+    command += f" --profile={options.profile}" if options.profile else ""
+    goes_on = f"\n{job_name} needs this program no more. Follow it, or stop it:"
+    goes_on += f"\n  {command} --attach={job_name}\n  {command} --stop={job_name}"
     with errors_in_one_line(code=1):
+        if not options.wait:
+            print(goes_on)
+            return
         try:
-            print(f"started {job_name}", flush=True)
-            if not options.wait:
-                print(goes_on)
-                return
-            show_log(estimator.sagemaker_session, job_name)
-            job = estimator.sagemaker_session.describe_training_job(job_name)
+            show_log(session, job_name)
+            job = session.describe_training_job(job_name)
         except BaseException:  # a signal, an expired token, no network
             print(goes_on, flush=True)
             raise
-        print_results(job, options.checkpoint_path)
+        print_results(job)
 
 
-def print_results(job: dict[str, Any], checkpoint_path: str | None) -> None:
-    """Prints what the job has cost and where its model is, from SageMaker's description of it."""
-    job_name, status = job["TrainingJobName"], job["TrainingJobStatus"]
-    seconds, num_instances = job.get("BillableTimeInSeconds", 0), job["ResourceConfig"]["InstanceCount"]
-    print(f"""
-job               {job_name}: {status}
-billable seconds  {seconds * num_instances} ({seconds} on each of {num_instances} instances)""")
-    if job.get("EnableManagedSpotTraining") and (training_seconds := job.get("TrainingTimeInSeconds")):
-        print(f"saved by spot     {1 - seconds / training_seconds:.0%} of {training_seconds} seconds of training")
+def print_results(job: dict[str, Any]) -> None:
+    """Prints what a job has cost and where its model is, from SageMaker's description; RuntimeError if it failed."""
+    job_name, status, count = job["TrainingJobName"], job["TrainingJobStatus"], job["ResourceConfig"]["InstanceCount"]
+    seconds, training_seconds = job.get("BillableTimeInSeconds"), job.get("TrainingTimeInSeconds")
+    print(f"\njob               {job_name}: {status}")
+    if seconds is not None:
+        print(f"billable seconds  {seconds * count} ({seconds} on each of {count} instances)")
+        if job.get("EnableManagedSpotTraining") and training_seconds:
+            print(f"saved by spot     {1 - seconds / training_seconds:.0%} of {training_seconds} seconds of training")
     if status != "Completed":
         reason = job.get("FailureReason") or job["SecondaryStatus"]
         raise RuntimeError(f"job {job_name} ended as {status}: {' '.join(reason.split())}")
     model = job["ModelArtifacts"]["S3ModelArtifacts"]
-    print(f"model             {model}\ncheckpoints       {checkpoint_path or model.replace('model.tar', 'output.tar')}")
+    checkpoints = job.get("CheckpointConfig", {}).get("S3Uri") or model.replace("model.tar", "output.tar")
+    print(f"model             {model}\ncheckpoints       {checkpoints}")
 
 
 if __name__ == "__main__":

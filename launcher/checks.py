@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,6 @@ CONTAINER = {
     "SM_CURRENT_HOST": "algo-1",
     "SM_MODEL_DIR": "/opt/ml/model",
     "SM_OUTPUT_DATA_DIR": "/opt/ml/output/data",
-    "SM_CHANNEL_TRAINING": "/opt/ml/input/data/training",
 }
 
 
@@ -27,25 +28,24 @@ def refuse_if(is_wrong: Any, message: str) -> None:
 
 
 def folders(options: Any) -> dict[str, str]:
-    """The folders among the options, by the words to name them."""
-    values = {name: value for name, value in vars(options).items() if name.endswith("_path")}
-    return {f"--{name}={value}": value for name, value in values.items() if value is not None}
+    """The folders that a job uses, by the words to name them."""
+    values = [("--input_path", path) for path in options.channels.values()]
+    values += [("--output_path", options.output_path), ("--checkpoint_path", options.checkpoint_path)]
+    return {f"{name}={path}": path for name, path in values if path is not None}
 
 
 def check_options(options: Any) -> None:
     """Raises ValueError for what nobody else would notice, or not in clear words, or not before it costs."""
-    kind, count, folder = options.instance_type, options.instance_count, options.input_path
+    kind, count = options.instance_type, options.instance_count
     refuse_if(count < 1, f"--instance_count={count}: must be 1 or more")
-    if options.is_local:
-        is_s3 = (options.checkpoint_path or "").startswith("s3://")
-        refuse_if(is_s3, f"--checkpoint_path={options.checkpoint_path}: must be a folder of this machine")
-    else:
+    if not options.is_local:
         check_cloud_options(options)
     has_gpu = kind == "local_gpu" or re.match(r"ml\.[gp][a-z]*\d", kind)
     needs_gpu = options.hyperparams.get("trainer.accelerator") == "gpu"
     refuse_if(needs_gpu and not has_gpu, f"--instance_type={kind}: has no GPU for trainer.accelerator=gpu; {USE_CPU}")
-    has_data = "://" in folder or (Path(folder).is_dir() and os.listdir(folder))
-    refuse_if(not has_data, f"--input_path={folder}: is no folder with data; README.md says how to make it")
+    for path in options.channels.values():
+        has_data = "://" in path or (Path(path).is_dir() and os.listdir(path))
+        refuse_if(not has_data, f"--input_path={path}: is no folder with data; README.md says how to make it")
 
 
 def check_cloud_options(options: Any) -> None:
@@ -69,11 +69,28 @@ def check_estimator_arguments(given: dict[str, Any], ours: dict[str, Any], estim
         refuse_if(name not in known, f"--estimator {name}: the Estimator has no such argument")
 
 
-def start_check(hyperparams: dict[str, str], app_dir: Path) -> subprocess.Popen:
+def check_request(request: dict[str, Any]) -> None:
+    """Raises ValueError for what does not fit botocore's model of CreateTrainingJob."""
+    from botocore.session import get_session
+    from botocore.validate import ParamValidator
+
+    shape = get_session().get_service_model("sagemaker").operation_model("CreateTrainingJob").input_shape
+    report = ParamValidator().validate(request, shape).generate_report()
+    refuse_if(report, report)
+    kind, known = (
+        request["ResourceConfig"]["InstanceType"],
+        shape.members["ResourceConfig"].members["InstanceType"].enum,
+    )
+    similar = " or ".join(get_close_matches(kind, known)) or "ml.g4dn.xlarge"
+    refuse_if(kind not in known, f"--instance_type={kind}: SageMaker does not know it; did you mean {similar}?")
+
+
+def start_check(hyperparams: dict[str, str], channels: Iterable[str], app_dir: Path) -> subprocess.Popen:
     """Starts train.py as in a container, only to check its options, while the SDK is being imported."""
     options = [f"--{key}={value}" for key, value in sorted(hyperparams.items())]  # in the toolkit's order
     command = [sys.executable, "train.py", *options, "--print_config"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SM_")} | CONTAINER
+    environment |= {f"SM_CHANNEL_{name.upper()}": f"/opt/ml/input/data/{name}" for name in channels}
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=app_dir, env=environment, **output)
 

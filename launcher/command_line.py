@@ -1,9 +1,9 @@
 """How options are read, and how whatever goes wrong ends in one line on stderr."""
 
 import contextlib
+import re
 import signal
 import sys
-from argparse import ArgumentDefaultsHelpFormatter as HelpFormatter
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator
 from types import FrameType
@@ -15,27 +15,16 @@ HINTS = {
     "xpired": "log in again, such as with `aws sso login`",
     "credentials": "make them known with `aws configure` or `aws sso login`",
     "InvalidClientTokenId": "make them known with `aws configure` or `aws sso login`",
-    "AccessDenied": "docker/policies/laptop.json lists what you must be allowed to do",
+    "AccessDenied": "docker/policies lists what you, and the job's role, must be allowed to do",
+    "ResourceLimitExceeded": "ask for a higher quota in the Service Quotas of the AWS console, or wait for other jobs",
+    "CapacityError": "AWS has no such instances to spare: try again later, another type, another region, or not spot",
 }
+SWITCH = {"type": yaml.safe_load, "choices": (True, False), "nargs": "?", "const": True}  # --wait or --wait=false
 
 
 class Parser(ArgumentParser):
-    def __init__(self, description: str):
-        usage = "python run_sagemaker.py [options]"
-        super().__init__(usage=usage, description=description, allow_abbrev=False, formatter_class=HelpFormatter)
-
     def error(self, message: str) -> NoReturn:
         exit_with(f"{message.removeprefix('argument ')}; --help explains all options", 2)
-
-
-def yaml_value(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ArgumentTypeError(f"{text} is no YAML") from error
-
-
-SWITCH = {"type": yaml_value, "choices": (True, False), "nargs": "?", "const": True}  # --wait or --wait=false
 
 
 def item(text: str) -> tuple[str, str]:
@@ -47,18 +36,25 @@ def item(text: str) -> tuple[str, str]:
 
 def yaml_item(text: str) -> tuple[str, Any]:
     key, value = item(text)
-    return key, yaml_value(value)
+    return key, yaml.safe_load(value)
+
+
+def channel(text: str) -> tuple[str, str]:
+    name, path = re.fullmatch(r"(?:([\w-]+)=)?(.*)", text, re.DOTALL).groups()
+    return name or "training", path
 
 
 @contextlib.contextmanager
 def errors_in_one_line(code: int = 2) -> Iterator[None]:
     """Ends the program with 2 for what a person has to mend, with `code` for what SageMaker or Docker has refused."""
-    from boto3.exceptions import Boto3Error  # takes longer to import than --help to print
-    from botocore.exceptions import BotoCoreError, ClientError
-
     try:
         yield
-    except (ValueError, RuntimeError, BotoCoreError, Boto3Error, ClientError) as error:
+    except Exception as error:
+        from boto3.exceptions import Boto3Error  # takes longer to import than --help to print
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if not isinstance(error, (ValueError, RuntimeError, yaml.YAMLError, BotoCoreError, Boto3Error, ClientError)):
+            raise
         hints = [f"; {hint}" for word, hint in HINTS.items() if word in str(error)]
         exit_with(f"{error}{''.join(hints)}", 2 if isinstance(error, ValueError) else code)
 

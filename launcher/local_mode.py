@@ -1,8 +1,9 @@
-"""Docker on this machine: what must be there, and why a container failed."""
+"""This machine: what Docker must have, why a container failed, and which commit the code is of."""
 
 import os
 import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 USE_CPU = "train on the CPU with --hyperparams trainer.accelerator=cpu trainer.devices=1"
@@ -43,6 +44,13 @@ def container_user() -> dict[str, str]:
     """To whom the containers' files will belong; where Docker runs without root, they belong to the person anyway."""
     rootless = "rootless" in output_of("docker", "info", "--format", "{{.SecurityOptions}}").stdout
     return {} if rootless else {"user": f"{os.getuid()}:{os.getgid()}"}
+
+
+def git_commit(folder: Path) -> dict[str, str]:
+    """The commit of the code as a variable of the job, if git knows one."""
+    commit = output_of("git", "-C", str(folder), "rev-parse", "HEAD")
+    changes = output_of("git", "-C", str(folder), "status", "--porcelain").stdout
+    return {} if commit.returncode else {"GIT_COMMIT": commit.stdout.strip() + ("-dirty" if changes else "")}
 
 
 def find_failure(containers: list[str]) -> str:
