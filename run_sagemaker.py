@@ -62,7 +62,7 @@ def read_options(args: list[str] | None = None) -> Namespace:
     option("--region", help="Region of all this, if not that of AWS_REGION, AWS_DEFAULT_REGION or your profile.")
     option("--profile", help="Profile of your AWS configuration, if not that of AWS_PROFILE.")
     option("--attach", metavar="JOB", help="Show the log of a job from its start, and end as if it was started here.")
-    option("--stop", metavar="JOB", help="Stop a job.")
+    option("--stop", metavar="JOB", help="Stop a job that is running; what it has saved stays.")
     option("--wait", **SWITCH, default=True, help="Show the log until the job ends; --wait=false returns at once.")
     option("--dry_run", **SWITCH, default=False, help="Check and print all that would be started. Needs no account.")
     options = parser.parse_args(args)

@@ -157,7 +157,7 @@ def test_a_wrong_option_ends_in_one_line_at_once(laptop, option, line):
 )
 def test_a_wrong_hyperparameter_ends_in_one_line_on_the_laptop(capsys, item, line):
     with pytest.raises(SystemExit) as end, errors_in_one_line():
-        end_check(start_check(DEFAULT_HYPERPARAMS | dict([item.split("=")]), APP_DIR))
+        end_check(start_check(DEFAULT_HYPERPARAMS | dict([item.split("=")]), ["training"], APP_DIR))
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith(f"run_sagemaker.py: error: --hyperparams: {line}")
 
@@ -174,14 +174,15 @@ def test_train_py_checks_its_options_as_in_a_container(tmp_path, monkeypatch, ca
     text += "seen = [f'{name}={value}' for name, value in sorted(os.environ.items()) if name.startswith('SM_')]\n"
     text += "sys.exit(f'train.py: error: {seen} {sys.argv[1:]}')\n"
     seen = {
-        "SM_CHANNEL_TRAINING": "/opt/ml/input/data/training",
+        "SM_CHANNEL_MORE-DATA": "/opt/ml/input/data/more-data",
+        "SM_CHANNEL_TRAIN": "/opt/ml/input/data/train",
         "SM_CURRENT_HOST": "algo-1",
         "SM_HOSTS": '["algo-1"]',
         "SM_MODEL_DIR": "/opt/ml/model",
         "SM_OUTPUT_DATA_DIR": "/opt/ml/output/data",
     }
     with pytest.raises(ValueError) as error:
-        end_check(start_check({"b": "2", "a": "x=y"}, train_py(tmp_path, text)))
+        end_check(start_check({"b": "2", "a": "x=y"}, ["train", "more-data"], train_py(tmp_path, text)))
     expected = [f"{name}={value}" for name, value in seen.items()]
     assert str(error.value) == f"--hyperparams: {expected} {['--a=x=y', '--b=2', '--print_config']}"
 
@@ -189,17 +190,17 @@ def test_train_py_checks_its_options_as_in_a_container(tmp_path, monkeypatch, ca
 def test_the_warnings_of_train_py_are_repeated_once(tmp_path, capsys):
     text = "import sys\nfor line in ['train.py: warning: no data_dir'] * 2 + ['something else']:\n"
     text += "    print(line, file=sys.stderr)\n"
-    end_check(start_check({}, train_py(tmp_path, text)))
+    end_check(start_check({}, [], train_py(tmp_path, text)))
     assert capsys.readouterr().err == "run_sagemaker.py: warning: no data_dir\n"
 
 
 def test_much_on_stderr_does_not_stop_train_py(tmp_path):
-    end_check(start_check({}, train_py(tmp_path, "import sys\nprint('x' * 10**6, file=sys.stderr)\n")))
+    end_check(start_check({}, [], train_py(tmp_path, "import sys\nprint('x' * 10**6, file=sys.stderr)\n")))
 
 
 def test_an_error_of_python_itself_is_one_line_too(tmp_path):
     with pytest.raises(ValueError, match=r"--hyperparams: .*ZeroDivisionError"):
-        end_check(start_check({}, train_py(tmp_path, "1 / 0\n")))
+        end_check(start_check({}, [], train_py(tmp_path, "1 / 0\n")))
 
 
 def test_without_docker_the_launcher_says_where_to_get_it(laptop):

@@ -90,7 +90,9 @@ def test_metrics_take_the_place_of_the_default_ones():
         ("--hyperparams trainer.max_epochs", "--hyperparams: trainer.max_epochs must be NAME=value; --help"),
         ("--hyperparams =1", "--hyperparams: =1 must be NAME=value; --help"),
         ("--environment A", "--environment: A must be NAME=value; --help"),
-        ("--estimator 'subnets=[a'", r"--estimator: \[a is no YAML; --help"),
+        ("--estimator 'subnets=[a'", "while parsing a flow sequence .* \\[a "),
+        ("--input_path a b", "--input_path: each folder needs a name of its own, as in train=s3"),
+        ("--input_path a=b a=c", "--input_path: each folder needs a name of its own, as in train=s3"),
     ],
 )
 def test_what_cannot_be_read_ends_in_one_line(capsys, args, line):
@@ -104,7 +106,6 @@ def test_what_cannot_be_read_ends_in_one_line(capsys, args, line):
         ("--instance_type=local", "--instance_type=local: has no GPU for trainer.accelerator=gpu; train on the CPU "),
         ("--input_path=no-such-folder", "--input_path=no-such-folder: is no folder with data; README.md says"),
         ("--input_path=empty", "--input_path=empty: is no folder with data; README.md says"),
-        (f"--checkpoint_path=s3://b/c {LOCAL}", "--checkpoint_path=s3://b/c: must be a folder of this machine"),
     ],
 )
 def test_an_option_that_does_not_fit_this_machine_ends_in_one_line(laptop, capsys, args, line):
@@ -117,6 +118,9 @@ def test_an_option_that_does_not_fit_this_machine_ends_in_one_line(laptop, capsy
         ("--instance_count=0", "--instance_count=0: must be 1 or more"),
         ("--instance_count=-1", "--instance_count=-1: must be 1 or more"),
         ("--instance_type=ml.m5.large", "--instance_type=ml.m5.large: has no GPU for trainer.accelerator=gpu"),
+        ("--instance_type=ml.trn1.2xlarge", "--instance_type=ml.trn1.2xlarge: has no GPU for trainer.accelerator=gpu"),
+        ("--instance_type=ml.inf2.xlarge", "--instance_type=ml.inf2.xlarge: has no GPU for trainer.accelerator=gpu"),
+        ("--input_path a=s3://b/c d=e", "--input_path=e: must be in S3"),
         ("--image_uri=sagemaker-tutorial", "--image_uri=sagemaker-tutorial: is not in a registry; push it"),
         ("--image_uri=", "--image_uri=: is not in a registry; push it"),
         ("--role=", "--role=: must be the ARN of SageMaker's execution role"),
@@ -132,6 +136,23 @@ def test_an_option_that_does_not_fit_this_machine_ends_in_one_line(laptop, capsy
 )
 def test_an_option_that_does_not_fit_the_cloud_ends_in_one_line(capsys, args, line):
     assert re.match(line, refusal(capsys, *CLOUD, *args.split()))
+
+
+@pytest.mark.parametrize("kind", ["ml.g4dn.xlarge", "ml.gr6.4xlarge", "ml.p4de.24xlarge", "ml.p6-b200.48xlarge"])
+def test_every_family_with_gpus_may_train_on_gpus(kind):
+    check_options(read_options([*CLOUD, f"--instance_type={kind}"]))
+
+
+@pytest.mark.parametrize(
+    "words, channels",
+    [
+        (["s3://b/x=1"], {"training": "s3://b/x=1"}),
+        (["train=s3://b/t", "val=s3://b/v"], {"train": "s3://b/t", "val": "s3://b/v"}),
+        (["s3://b/t", "more-data=.cache"], {"training": "s3://b/t", "more-data": ".cache"}),
+    ],
+)
+def test_a_folder_is_the_channel_training_unless_it_has_a_name(words, channels):
+    assert read_options(["--input_path", *words]).channels == channels
 
 
 def test_spot_instances_without_a_checkpoint_path_are_warned_of(capsys):

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import boto3
 import pytest
 import yaml
 from sagemaker import Session, logs, session
@@ -26,7 +27,7 @@ def containers(tmp_path: Path, monkeypatch) -> sagemaker_sdk.Containers:
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     monkeypatch.setattr(sagemaker_sdk.Containers, "checkpoint_path", f"file://{tmp_path}/checkpoints")
     (tmp_path / "containers").mkdir()
-    session = sagemaker_sdk.make_session(True, str(tmp_path / "containers"))
+    session = sagemaker_sdk.make_session(boto3.Session(region_name="us-east-1"), str(tmp_path / "containers"))
     containers = sagemaker_sdk.Containers("local", 2, "sagemaker-tutorial", sagemaker_session=session)
     containers.container_root = str(tmp_path / "containers")
     return containers
