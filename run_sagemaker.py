@@ -93,8 +93,8 @@ def launch(options: Namespace) -> None:
         request = make_request(estimator, options)
         end_check(check)
         if not options.is_local:
-            hours = options.instance_count * options.max_run / 3600
-            print(f'at most {hours:g} instance-hours of your quota "{quota_name(options)}"', flush=True)
+            count, hours = options.instance_count, options.instance_count * options.max_run / 3600
+            print(f'takes at most {hours:g} instance-hours, and {count} of your quota "{quota_name(options)}"')
         if options.dry_run:
             print(json.dumps(request, indent=2))
             words = [word for name, value in sorted(options.hyperparams.items()) for word in (f"--{name}", value)]
@@ -196,7 +196,7 @@ def follow(session: Any, job_name: str, options: Namespace) -> None:
 
     command = f"python run_sagemaker.py --region={session.boto_region_name}"
     command += f" --profile={options.profile}" if options.profile else ""
-    goes_on = f"\n{job_name} needs this program no more. Follow it, or stop it:"
+    goes_on = f"\n{job_name} goes on without this program. Follow it, or stop it:"
     goes_on += f"\n  {command} --attach={job_name}\n  {command} --stop={job_name}"
     with errors_in_one_line(code=1):
         if not options.wait:

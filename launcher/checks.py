@@ -77,10 +77,8 @@ def check_request(request: dict[str, Any]) -> None:
     shape = get_session().get_service_model("sagemaker").operation_model("CreateTrainingJob").input_shape
     report = ParamValidator().validate(request, shape).generate_report()
     refuse_if(report, report)
-    kind, known = (
-        request["ResourceConfig"]["InstanceType"],
-        shape.members["ResourceConfig"].members["InstanceType"].enum,
-    )
+    known = shape.members["ResourceConfig"].members["InstanceType"].enum
+    kind = request["ResourceConfig"]["InstanceType"]
     similar = " or ".join(get_close_matches(kind, known)) or "ml.g4dn.xlarge"
     refuse_if(kind not in known, f"--instance_type={kind}: SageMaker does not know it; did you mean {similar}?")
 

@@ -1,7 +1,4 @@
-"""All names of the SageMaker SDK that are private or replaced. Importing this takes seconds.
-
-tests/test_launcher_sdk.py fails when the SDK changes one of them.
-"""
+"""All names of the SageMaker SDK that are private or replaced; tests/test_launcher_sdk.py fails when one changes."""
 
 # ruff: noqa: E402 - the SDK must be kept quiet before it is imported.
 

@@ -375,9 +375,9 @@ def test_without_waiting_the_launcher_says_how_to_follow_and_to_stop_the_job(acc
     assert stderr == ""
     command = f"  python run_sagemaker.py --region={REGION}"
     assert stdout == (
-        'at most 3 instance-hours of your quota "ml.g4dn.12xlarge for training job usage"\n'
+        'takes at most 3 instance-hours, and 2 of your quota "ml.g4dn.12xlarge for training job usage"\n'
         "started my-job\n\n"
-        "my-job needs this program no more. Follow it, or stop it:\n"
+        "my-job goes on without this program. Follow it, or stop it:\n"
         f"{command} --attach=my-job\n{command} --stop=my-job\n"
     )
     assert account.client("sagemaker").describe_training_job(TrainingJobName="my-job")
