@@ -103,7 +103,6 @@ def launch(options: Namespace) -> None:
             train_here(estimator, options)
         else:
             estimator.fit(inputs(options), job_name=request["TrainingJobName"], wait=False)
-            print(f"started {request['TrainingJobName']}", flush=True)
             follow(estimator.sagemaker_session, request["TrainingJobName"], options)
 
 
@@ -199,16 +198,15 @@ def follow(session: Any, job_name: str, options: Namespace) -> None:
     goes_on = f"\n{job_name} goes on without this program. Follow it, or stop it:"
     goes_on += f"\n  {command} --attach={job_name}\n  {command} --stop={job_name}"
     with errors_in_one_line(code=1):
-        if not options.wait:
-            print(goes_on)
-            return
         try:
-            show_log(session, job_name)
-            job = session.describe_training_job(job_name)
+            print(f"job {job_name}", flush=True)
+            if options.wait:
+                show_log(session, job_name)
+                job = session.describe_training_job(job_name)
         except BaseException:  # a signal, an expired token, no network
             print(goes_on, flush=True)
             raise
-        print_results(job)
+        print_results(job) if options.wait else print(goes_on)
 
 
 def print_results(job: dict[str, Any]) -> None:

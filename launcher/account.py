@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 from launcher.checks import folders, refuse_if
 from launcher.command_line import warn
 
@@ -30,6 +32,9 @@ def check_account(options: Any) -> None:
         if uri.startswith("s3://"):
             with denial_as_warning(name):
                 check_folder(session, name, uri)
+    with contextlib.suppress(ClientError):  # there is none, or it is not for this person to know
+        if options.job_name and session.client("sagemaker").describe_training_job(TrainingJobName=options.job_name):
+            raise ValueError(f"--job_name={options.job_name}: is taken, and the code of that job would be written over")
     with denial_as_warning(f"--image_uri={options.image_uri}"):
         check_image(session, options.image_uri)
     with denial_as_warning(f'quota "{quota_name(options)}"'):
@@ -38,8 +43,6 @@ def check_account(options: Any) -> None:
 
 @contextlib.contextmanager
 def denial_as_warning(name: str) -> Iterator[None]:
-    from botocore.exceptions import ClientError
-
     try:
         yield
     except ClientError as error:
@@ -55,7 +58,7 @@ def check_folder(session: Any, name: str, uri: str) -> None:
         region = s3.head_bucket(Bucket=bucket)[
             "BucketRegion"
         ]  # get_bucket_location calls eu-west-1 "EU" in old buckets
-    except s3.exceptions.ClientError as error:
+    except ClientError as error:
         refuse_if(error.response["Error"]["Code"] == "404", f"{name}: there is no bucket {bucket}")
         raise
     refuse_if(region != session.region_name, f"{name}: is in {region}, the job would be in {session.region_name}")
@@ -77,10 +80,8 @@ def check_image(session: Any, image_uri: str) -> None:
     except (ecr.exceptions.RepositoryNotFoundException, ecr.exceptions.ImageNotFoundException) as error:
         raise ValueError(f"{name}: is not in the registry; push it with ./docker/push-image.sh") from error
     kind = found[0].get("imageManifestMediaType", "")
-    is_foreign = "oci" in kind or "list" in kind
-    refuse_if(
-        is_foreign, f"{name}: has the media type {kind}, SageMaker takes Docker's own; see ./docker/push-image.sh"
-    )
+    line = f"{name}: has the media type {kind}, but SageMaker takes Docker's own; see ./docker/push-image.sh"
+    refuse_if("oci" in kind or "list" in kind, line)
 
 
 def quota_name(options: Any) -> str:

@@ -56,7 +56,9 @@ def errors_in_one_line(code: int = 2) -> Iterator[None]:
         if not isinstance(error, (ValueError, RuntimeError, yaml.YAMLError, BotoCoreError, Boto3Error, ClientError)):
             raise
         hints = [f"; {hint}" for word, hint in HINTS.items() if word in str(error)]
-        exit_with(f"{error}{''.join(hints)}", 2 if isinstance(error, ValueError) else code)
+        # The lines of a container's log, in a RuntimeError, stay lines.
+        message = str(error) if isinstance(error, RuntimeError) else " ".join(str(error).split())
+        exit_with(f"{message}{''.join(hints)}", 2 if isinstance(error, ValueError) else code)
 
 
 def stop_at_signals() -> None:
@@ -77,6 +79,5 @@ def warn(message: str) -> None:
 
 
 def exit_with(message: str, code: int) -> NoReturn:
-    message = " ".join(message.split()) if code == 2 else message  # lines of a container's log stay lines
     print(f"run_sagemaker.py: error: {message}", file=sys.stderr)
     sys.exit(code)

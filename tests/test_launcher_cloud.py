@@ -20,9 +20,10 @@ import pytest
 import torch
 from archives import cifar10_files, write_archive
 from aws import ACCOUNT, AWS, BUCKET, REGION, ROLE, Endpoint
+from botocore.exceptions import ClientError
 from programs import ROOT
 
-from launcher.account import check_account, find_session
+from launcher.account import check_account, denial_as_warning, find_session
 from launcher.command_line import errors_in_one_line
 from run_sagemaker import launch as launch_with
 from run_sagemaker import print_results, read_options
@@ -80,6 +81,13 @@ def put_image(aws: AWS, tag: str, media_type: str = DOCKER, region: str = REGION
         ecr.create_repository(repositoryName="sagemaker-tutorial")
     manifest = {"schemaVersion": 2, "mediaType": media_type, "config": {"digest": f"sha256:{0:064}"}, "layers": []}
     ecr.put_image(repositoryName="sagemaker-tutorial", imageManifest=json.dumps(manifest), imageTag=tag)
+
+
+@pytest.fixture
+def running(account):
+    """A job that nobody waits for."""
+    account.create_job("my-job", training_job_status="InProgress", secondary_status="Training")
+    return account
 
 
 def copy_project(folder: Path) -> Path:
@@ -184,6 +192,12 @@ def test_an_image_of_a_kind_that_sagemaker_refuses_is_told(account, check, kind)
     )
 
 
+def test_a_job_cannot_take_the_name_and_so_the_code_of_another(running, check):
+    line = check("--job_name=my-job")
+    assert line == "--job_name=my-job: is taken, and the code of that job would be written over"
+    assert check("--job_name=my-other-job", code=0) == ""
+
+
 def test_without_a_region_the_launcher_says_how_to_name_one(account, check):
     environment = {name: value for name, value in account.environment.items() if name != "AWS_DEFAULT_REGION"}
     assert check(environment=environment).startswith("there is no AWS region; name one, such as --region=us-east-1")
@@ -248,6 +262,15 @@ def test_what_this_person_may_not_look_at_is_a_warning_because_the_role_may(acco
         assert re.match(rf"run_sagemaker.py: warning: {name}.*: you may not look at it, .* the job's role may", line)
 
 
+@pytest.mark.parametrize("code", ["403", "AccessDenied", "AccessDeniedException"])
+def test_every_service_calls_a_denial_by_another_name(capsys, code):
+    with denial_as_warning("this"):
+        raise ClientError({"Error": {"Code": code}}, "HeadBucket")
+    assert capsys.readouterr().err.startswith("run_sagemaker.py: warning: this: you may not look at it")
+    with pytest.raises(ClientError), denial_as_warning("this"):
+        raise ClientError({"Error": {"Code": "ExpiredTokenException"}}, "HeadBucket")
+
+
 @pytest.mark.slow
 def test_a_missing_permission_is_told_with_the_list_of_all(account):
     newcomer = account.person("newcomer", may("sts:*", "s3:*", "ecr:*", "servicequotas:*"))
@@ -288,8 +311,8 @@ def test_the_account_is_checked_before_the_upload(account):
 
 @pytest.mark.slow
 def test_the_request_is_checked_before_the_upload(account):
-    line = error_line("--job_name=my_job", environment=account.environment)
-    assert line.startswith("TrainingJobName=my_job: must have the form ")
+    line = error_line("--instance_type=ml.g4dn", environment=account.environment)
+    assert line.startswith("--instance_type=ml.g4dn: SageMaker does not know it; did you mean ml.g4dn.")
     assert account.keys() == ["datasets/cifar-10/cifar-10-python.tar.gz"] and not account.requests
 
 
@@ -376,18 +399,11 @@ def test_without_waiting_the_launcher_says_how_to_follow_and_to_stop_the_job(acc
     command = f"  python run_sagemaker.py --region={REGION}"
     assert stdout == (
         'takes at most 3 instance-hours, and 2 of your quota "ml.g4dn.12xlarge for training job usage"\n'
-        "started my-job\n\n"
+        "job my-job\n\n"
         "my-job goes on without this program. Follow it, or stop it:\n"
         f"{command} --attach=my-job\n{command} --stop=my-job\n"
     )
     assert account.client("sagemaker").describe_training_job(TrainingJobName="my-job")
-
-
-@pytest.fixture
-def running(account):
-    """A job that nobody waits for."""
-    account.create_job("my-job", training_job_status="InProgress", secondary_status="Training")
-    return account
 
 
 @pytest.mark.slow
@@ -451,7 +467,7 @@ def waiting(account):
     """A launcher that waits for the job my-job."""
     account.next_job = {"training_job_status": "InProgress", "secondary_status": "Training"}
     process = start("--job_name=my-job", environment=account.environment, start_new_session=True)
-    while "started my-job" not in process.stdout.readline():
+    while "job my-job" not in process.stdout.readline():
         assert process.poll() is None
     yield process
     process.kill()

@@ -18,7 +18,7 @@ from sagemaker import Session
 from launcher.command_line import errors_in_one_line
 from launcher.local_mode import git_commit
 from launcher.sagemaker_sdk import make_session
-from run_sagemaker import ESTIMATOR_HELP, make_estimator, make_request, metric_regex, read_options
+from run_sagemaker import ESTIMATOR_HELP, launch, make_estimator, make_request, metric_regex, read_options
 
 CLOUD = (
     "--region=eu-central-1",
@@ -107,6 +107,13 @@ def test_a_role_can_be_of_another_partition():
 def git(folder: Path, *args: str) -> str:
     identity = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
     return subprocess.run(["git", "-C", folder, *identity, *args], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_the_most_that_a_job_can_take(capsys):
+    launch(read_options([*CLOUD, "--max_run=5400", "--spot_instances", "--checkpoint_path=s3://b/c", "--dry_run"]))
+    name = "ml.g4dn.12xlarge for spot training job usage"
+    assert f'takes at most 3 instance-hours, and 2 of your quota "{name}"\n' in capsys.readouterr().out
 
 
 def test_a_job_knows_the_commit_of_its_code_and_whether_that_was_all(tmp_path, monkeypatch):

@@ -77,6 +77,17 @@ def test_the_compose_file_mends_what_the_sdk_does_wrong(containers, tmp_path):
         assert all(Path(volume.split(":")[0]).is_dir() for volume in service["volumes"])
 
 
+def test_each_channel_is_a_folder_of_the_containers_by_its_name(containers, tmp_path):
+    for name in ("data", "train", "val"):
+        (tmp_path / name).mkdir()
+    channels = [{"ChannelName": name, "DataUri": f"file://{tmp_path}/{name}"} for name in ("train", "val")]
+    output = {"S3OutputPath": f"file://{tmp_path}/output"}
+    volumes = containers._prepare_training_volumes(str(tmp_path / "data"), channels, output, {})
+    mounted = {volume.container_dir: volume.host_dir for volume in volumes}
+    for name in ("train", "val"):
+        assert mounted[f"/opt/ml/input/data/{name}"] == f"{tmp_path}/{name}"
+
+
 def test_compose_of_any_version_is_used_without_colours(containers):
     # The SDK's own would look for "v2" in the version, and not find it.
     command = containers._compose()
