@@ -7,7 +7,6 @@ On two cloud instances:         python run_sagemaker.py --instance_type=ml.g4dn.
                                     --image_uri=$(docker/image-uri.sh) --role=ARN --input_path=S3 --output_path=S3
 What would be started:          the same with --dry_run
 """
-# ruff: noqa: RUF009 - option() makes a field.
 
 import json
 import logging
@@ -15,15 +14,15 @@ import os
 import re
 import shlex
 import tempfile
-from dataclasses import dataclass
+from argparse import ArgumentDefaultsHelpFormatter as HelpFormatter
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from launcher.account import check_account
-from launcher.checks import check_options, end_check, estimator_arguments, start_check
-from launcher.command_line import errors_in_one_line, option, parse_options, stop_at_signals
-from launcher.local_mode import check_machine
-from launcher.request import check_request
+from launcher.account import check_account, find_session, quota_name
+from launcher.checks import check_estimator_arguments, check_options, check_request, end_check, start_check
+from launcher.command_line import SWITCH, Parser, channel, errors_in_one_line, item, stop_at_signals, yaml_item
+from launcher.local_mode import check_machine, git_commit
 
 DEFAULT_HYPERPARAMS = {
     "data": "CIFAR10DataModule",
@@ -35,120 +34,131 @@ DEFAULT_HYPERPARAMS = {
     "logger.name": "tutorial",
 }
 METRICS = ["train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "images_per_second"]
-ARCHIVE = "cifar-10-python.tar.gz"
 APP_DIR = Path(__file__).resolve().parent / "app"
 ESTIMATOR_HELP = """Other arguments of SageMaker's PyTorch Estimator, their values as YAML, such as
 volume_size=100 'subnets=[subnet-1, subnet-2]' 'security_group_ids=[sg-1]' 'tags={team: vision}'."""
-DAY = 24 * 60 * 60
 
 
-@dataclass
-class Options:
-    """Trains with app/train.py in SageMaker's containers, on this machine or in the cloud."""
-
-    # Default, explanation, what SageMaker's PyTorch Estimator calls it if not the same, and an example of many values.
-    image_uri: str = option("sagemaker-tutorial", "Image: of docker/build-image.sh, or $(docker/image-uri.sh).")
-    role: str | None = option(None, "ARN of SageMaker's execution role; not needed locally.")
-    instance_type: str = option(
-        "local_gpu", "ml.… in the cloud; here local_gpu, with all GPUs in one container, or local."
-    )
-    instance_count: int = option(1, "Number of instances or local containers, which train one model.")
-    input_path: str = option(".cache", f"Folder, in the cloud s3://…, with {ARCHIVE}.")
-    output_path: str = option("output", "Folder, in the cloud s3://…, for model.tar.gz and output.tar.gz.")
-    hyperparams: dict[str, str] = option(
-        DEFAULT_HYPERPARAMS, "Options of app/train.py; key=null removes one.", "hyperparameters", "trainer.max_epochs=1"
-    )
-    metrics: list[str] = option(METRICS, "Names of metrics that CloudWatch plots.", "metric_definitions", "NAME")
-    environment: dict[str, str] = option({}, "Variables in the containers; AWS shows them to many.", "", "NAME=value")
-    job_name: str | None = option(None, "Name of the job, if not that of the image with the time.")
-    max_run: int = option(DAY, "Seconds after which SageMaker stops the job, up to 28 days.")
-    checkpoint_path: str | None = option(
-        None, "Folder, in the cloud s3://…, for checkpoints, where the next job goes on.", "checkpoint_s3_uri"
-    )
-    spot_instances: bool = option(
-        False, "Use spare instances at a third of the price, which AWS may take back any time.", "use_spot_instances"
-    )
-    max_wait: int | None = option(None, "Seconds for waiting and training on spot instances; max_run if not said.")
-    max_retry: int | None = option(
-        None, "How often SageMaker repeats a job after an error of its own, from 1 to 30.", "max_retry_attempts"
-    )
-    estimator: dict[str, Any] = option({}, ESTIMATOR_HELP, "", "volume_size=100")
-    wait: bool = option(True, "Show the log until the job ends; --wait=false returns at once.")
-    dry_run: bool = option(False, "Check and print all that would be started, and end. Needs no AWS account.")
-
-    @property
-    def is_local(self) -> bool:
-        return self.instance_type in ("local", "local_gpu")
+def read_options(args: list[str] | None = None) -> Namespace:
+    parser = Parser(usage="python run_sagemaker.py [options]", allow_abbrev=False, formatter_class=HelpFormatter)
+    option, items = parser.add_argument, {"nargs": "*", "default": [], "type": item, "metavar": "NAME=value"}
+    option("--image_uri", default="sagemaker-tutorial", help="Of docker/build-image.sh, or $(docker/image-uri.sh).")
+    option("--role", help="ARN of SageMaker's execution role; not needed locally.")
+    option("--instance_type", default="local_gpu", help="ml.…, or here local_gpu, with all GPUs, or local.")
+    option("--instance_count", type=int, default=1, help="Instances or local containers, which train one model.")
+    paths = {"nargs": "+", "type": channel, "metavar": "[NAME=]FOLDER"}
+    option("--input_path", **paths, default=[("training", ".cache")], help="The job's channels, in the cloud s3://….")
+    option("--output_path", default="output", help="Folder, in the cloud s3://…, for model.tar.gz and output.tar.gz.")
+    option("--hyperparams", **items, help="Options of app/train.py; NAME=null removes a default.")
+    option("--metrics", nargs="*", default=METRICS, help="Names of metrics that CloudWatch plots.")
+    option("--environment", **items, help="Variables in the containers; AWS shows them to many.")
+    option("--job_name", help="Name of the job, if not that of the image with the time.")
+    option("--max_run", type=int, default=24 * 60 * 60, help="Seconds after which SageMaker stops the job.")
+    option("--checkpoint_path", help="Folder, in the cloud s3://…, for checkpoints, where the next job goes on.")
+    option("--spot_instances", **SWITCH, default=False, help="Use spare instances, which AWS may take back any time.")
+    option("--max_wait", type=int, help="Seconds for waiting and training on spot instances; max_run if not said.")
+    option("--max_retry", type=int, help="How often SageMaker repeats a job after an error of its own, from 1 to 30.")
+    option("--estimator", **items | {"type": yaml_item}, help=ESTIMATOR_HELP)
+    option("--region", help="Region of all this, if not that of AWS_REGION, AWS_DEFAULT_REGION or your profile.")
+    option("--profile", help="Profile of your AWS configuration, if not that of AWS_PROFILE.")
+    option("--attach", metavar="JOB", help="Show the log of a job from its start, and end as if it was started here.")
+    option("--stop", metavar="JOB", help="Stop a job that is running; what it has saved stays.")
+    option("--wait", **SWITCH, default=True, help="Show the log until the job ends; --wait=false returns at once.")
+    option("--dry_run", **SWITCH, default=False, help="Check and print all that would be started. Needs no account.")
+    options = parser.parse_args(args)
+    options.is_local = options.instance_type in ("local", "local_gpu") and not (options.attach or options.stop)
+    options.channels = dict(options.input_path)
+    if len(options.channels) < len(options.input_path):
+        parser.error("--input_path: each folder needs a name of its own, as in train=s3://… val=s3://…")
+    hyperparams = DEFAULT_HYPERPARAMS | dict(options.hyperparams)
+    options.hyperparams = {name: value for name, value in hyperparams.items() if value != "null"}
+    return options
 
 
 def main() -> None:
-    options = parse_options(Options)
     stop_at_signals()
     with errors_in_one_line():
-        launch(options)
+        launch(read_options())
 
 
-def launch(options: Options) -> None:
-    options.hyperparams = {key: value for key, value in options.hyperparams.items() if value != "null"}
-    needed_file = ARCHIVE if options.hyperparams.get("data", "CIFAR10DataModule") == "CIFAR10DataModule" else ""
-    check_options(options, needed_file)
+def launch(options: Namespace) -> None:
+    if options.attach or options.stop:
+        return come_back(options)
+    check_options(options)
     if not options.dry_run:
-        check_machine(options) if options.is_local else check_account(options, needed_file)
-    check = start_check(options.hyperparams, APP_DIR)
+        check_machine(options) if options.is_local else check_account(options)
+    check = start_check(options.hyperparams, options.channels, APP_DIR)
     with tempfile.TemporaryDirectory(prefix="sagemaker-", ignore_cleanup_errors=True) as container_root:
         estimator = make_estimator(options, str(Path(container_root).resolve()))
         request = make_request(estimator, options)
         end_check(check)
+        if not options.is_local:
+            count, hours = options.instance_count, options.instance_count * options.max_run / 3600
+            print(f'takes at most {hours:g} instance-hours, and {count} of your quota "{quota_name(options)}"')
         if options.dry_run:
             print(json.dumps(request, indent=2))
-            words = [word for key, value in sorted(options.hyperparams.items()) for word in (f"--{key}", value)]
+            words = [word for name, value in sorted(options.hyperparams.items()) for word in (f"--{name}", value)]
             print(f"\nEach container runs:\npython -- train.py {shlex.join(words)}")
         elif options.is_local:
             train_here(estimator, options)
         else:
-            train_in_cloud(estimator, request["TrainingJobName"], options)
+            estimator.fit(inputs(options), job_name=request["TrainingJobName"], wait=False)
+            follow(estimator.sagemaker_session, request["TrainingJobName"], options)
 
 
-def make_estimator(options: Options, container_root: str) -> Any:
+def make_estimator(options: Namespace, container_root: str) -> Any:
     """SageMaker's PyTorch Estimator; `container_root` is for temporary files of containers on this machine."""
-    if options.dry_run or "://" not in options.input_path + options.output_path:
+    if options.dry_run or (options.is_local and "s3://" not in f"{options.input_path} {options.output_path}"):
         os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # nobody needs the credentials that might be there
     from launcher.sagemaker_sdk import PyTorch, make_session  # takes seconds to import
 
-    arguments = estimator_arguments(options, PyTorch) | {
+    in_s3 = "://" in (options.checkpoint_path or "").removeprefix("file://")
+    arguments = {
         "entry_point": "train.py",
         "source_dir": str(APP_DIR),
+        "image_uri": options.image_uri,
         "role": options.role or "arn:aws:iam::000000000000:role/not-needed-locally",
+        "instance_type": options.instance_type,
+        "instance_count": options.instance_count,
         "output_path": as_uri(options.output_path),
-        "code_location": None if options.is_local else options.output_path.rstrip("/"),
-        "checkpoint_s3_uri": None if options.is_local else options.checkpoint_path,
-        "max_wait": options.max_wait or (options.max_run if options.spot_instances else None),
+        "checkpoint_s3_uri": as_uri(options.checkpoint_path, "/") if in_s3 else None,
         "hyperparameters": dict(options.hyperparams),  # to which the SDK adds its own
         "metric_definitions": [{"Name": name, "Regex": metric_regex(name)} for name in options.metrics],
+        "environment": git_commit(APP_DIR) | dict(options.environment),
+        "max_run": options.max_run,
+        "use_spot_instances": options.spot_instances,
+        "max_wait": options.max_wait or (options.max_run if options.spot_instances else None),
+        "max_retry_attempts": options.max_retry,
+        "sagemaker_session": make_session(find_session(options), container_root if options.is_local else ""),
+    }
+    others = {
+        "code_location": None if options.is_local else as_uri(options.output_path),
         "container_log_level": logging.WARNING,
         "debugger_hook_config": False,
         "disable_profiler": True,
-        "sagemaker_session": make_session(options.is_local, container_root),
     }
-    return PyTorch(**arguments | options.estimator)
+    check_estimator_arguments(dict(options.estimator), arguments, PyTorch)
+    return PyTorch(**arguments, **others | dict(options.estimator))
 
 
-def make_request(estimator: Any, options: Options) -> dict[str, Any]:
+def make_request(estimator: Any, options: Namespace) -> dict[str, Any]:
     """What `fit` would send to SageMaker; ValueError if SageMaker would not take it."""
     from launcher.sagemaker_sdk import preview_request
 
     request = preview_request(estimator, inputs(options), options.job_name)
-    check_request({"HyperParameters": request["HyperParameters"]} if options.is_local else request)
+    if not options.is_local:
+        check_request(request)
     return request
 
 
-def inputs(options: Options) -> dict[str, str]:
-    """The channels of the job, each of which becomes a folder of the container."""
-    return {"training": as_uri(options.input_path)}
+def inputs(options: Namespace) -> dict[str, str]:
+    """The channels of the job; NAME becomes /opt/ml/input/data/NAME in the container, and SM_CHANNEL_NAME says so."""
+    return {name: as_uri(path, "/") for name, path in options.channels.items()}
 
 
-def as_uri(path: str) -> str:
-    return path if "://" in path else f"file://{Path(path).absolute()}"
+def as_uri(path: str, end: str = "") -> str:
+    """A folder as SageMaker takes it; `end="/"` for what it reads, or it would read `my-run2` along with `my-run`."""
+    return path.rstrip("/") + end if "://" in path else f"file://{Path(path).absolute()}"
 
 
 def metric_regex(name: str) -> str:
@@ -156,61 +166,64 @@ def metric_regex(name: str) -> str:
     return rf"(?:^|\s){re.escape(name)}=([-+.\deE]+)"
 
 
-def train_here(estimator: Any, options: Options) -> None:
-    """Trains in containers of this machine.
-
-    Raises:
-        RuntimeError: A container failed; the message names it and repeats its last lines.
-    """
+def train_here(estimator: Any, options: Namespace) -> None:
     from launcher.sagemaker_sdk import fit_in_containers
 
-    fit_in_containers(estimator, inputs(options), options.checkpoint_path)
+    with errors_in_one_line(code=1):
+        fit_in_containers(estimator, inputs(options), options.checkpoint_path)
     model = estimator.model_data.removeprefix("file://")
     output = options.checkpoint_path or model.replace("model.tar", "output.tar")
     print(f"\nmodel   {model}\noutput  {output} (checkpoints, TensorBoard logs)")
 
 
-def train_in_cloud(estimator: Any, job_name: str, options: Options) -> None:
-    """Starts the job, and shows its log until it ends if asked to wait.
+def come_back(options: Namespace) -> None:
+    """Stops a job, or shows one that was started earlier."""
+    session = find_session(options)
+    if options.stop:
+        session.client("sagemaker").stop_training_job(TrainingJobName=options.stop)
+        print(f"stopping {options.stop}; --attach={options.stop} shows how it ends")
+    else:
+        from launcher.sagemaker_sdk import make_session
 
-    Raises:
-        RuntimeError: The job has failed or was stopped; the message says why.
-    """
+        session.client("sagemaker").describe_training_job(TrainingJobName=options.attach)  # or there is none
+        follow(make_session(session), options.attach, options)
+
+
+def follow(session: Any, job_name: str, options: Namespace) -> None:
+    """Shows the log of a job until it ends, if asked to wait, and then its results."""
     from launcher.sagemaker_sdk import show_log
 
-    goes_on = f"""
-{job_name} is a job of its own now. Follow it, or stop it:
-  aws logs tail /aws/sagemaker/TrainingJobs --follow --log-stream-name-prefix {job_name}/
-  aws sagemaker stop-training-job --training-job-name {job_name}"""
-    estimator.fit(inputs(options), job_name=job_name, wait=False)
-    with errors_in_one_line(aws_exit_code=1):
+    command = f"python run_sagemaker.py --region={session.boto_region_name}"
+    command += f" --profile={options.profile}" if options.profile else ""
+    goes_on = f"\n{job_name} goes on without this program. Follow it, or stop it:"
+    goes_on += f"\n  {command} --attach={job_name}\n  {command} --stop={job_name}"
+    with errors_in_one_line(code=1):
         try:
-            print(f"started {job_name}", flush=True)
-            if not options.wait:
-                print(goes_on)
-                return
-            show_log(estimator.sagemaker_session, job_name)
-            job = estimator.sagemaker_session.describe_training_job(job_name)
+            print(f"job {job_name}", flush=True)
+            if options.wait:
+                show_log(session, job_name)
+                job = session.describe_training_job(job_name)
         except BaseException:  # a signal, an expired token, no network
             print(goes_on, flush=True)
             raise
-    print_results(job, options.checkpoint_path)
+        print_results(job) if options.wait else print(goes_on)
 
 
-def print_results(job: dict[str, Any], checkpoint_path: str | None) -> None:
-    """Prints what the job has cost and where its model is, from SageMaker's description of it."""
-    job_name, status = job["TrainingJobName"], job["TrainingJobStatus"]
-    seconds, num_instances = job.get("BillableTimeInSeconds", 0), job["ResourceConfig"]["InstanceCount"]
-    print(f"""
-job               {job_name}: {status}
-billable seconds  {seconds * num_instances} ({seconds} on each of {num_instances} instances)""")
-    if job.get("EnableManagedSpotTraining") and (training_seconds := job.get("TrainingTimeInSeconds")):
-        print(f"saved by spot     {1 - seconds / training_seconds:.0%} of {training_seconds} seconds of training")
+def print_results(job: dict[str, Any]) -> None:
+    """Prints what a job has cost and where its model is, from SageMaker's description; RuntimeError if it failed."""
+    job_name, status, count = job["TrainingJobName"], job["TrainingJobStatus"], job["ResourceConfig"]["InstanceCount"]
+    seconds, training_seconds = job.get("BillableTimeInSeconds"), job.get("TrainingTimeInSeconds")
+    print(f"\njob               {job_name}: {status}")
+    if seconds is not None:
+        print(f"billable seconds  {seconds * count} ({seconds} on each of {count} instances)")
+        if job.get("EnableManagedSpotTraining") and training_seconds:
+            print(f"saved by spot     {1 - seconds / training_seconds:.0%} of {training_seconds} seconds of training")
     if status != "Completed":
         reason = job.get("FailureReason") or job["SecondaryStatus"]
         raise RuntimeError(f"job {job_name} ended as {status}: {' '.join(reason.split())}")
     model = job["ModelArtifacts"]["S3ModelArtifacts"]
-    print(f"model             {model}\ncheckpoints       {checkpoint_path or model.replace('model.tar', 'output.tar')}")
+    checkpoints = job.get("CheckpointConfig", {}).get("S3Uri") or model.replace("model.tar", "output.tar")
+    print(f"model             {model}\ncheckpoints       {checkpoints}")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,24 @@
-"""What can be wrong with the options, whatever the machine and the account."""
+"""What can be wrong with the options, whatever the machine and the account, and what train.py says of its own."""
 
 import os
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from collections.abc import Iterable
+from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from launcher.command_line import warn
 from launcher.local_mode import USE_CPU
-from launcher.request import check_request
 
-MAX_RUN = 28 * 24 * 60 * 60
 # What a container has in its environment.
 CONTAINER = {
     "SM_HOSTS": '["algo-1"]',
     "SM_CURRENT_HOST": "algo-1",
     "SM_MODEL_DIR": "/opt/ml/model",
     "SM_OUTPUT_DATA_DIR": "/opt/ml/output/data",
-    "SM_CHANNEL_TRAINING": "/opt/ml/input/data/training",
 }
 
 
@@ -30,82 +28,67 @@ def refuse_if(is_wrong: Any, message: str) -> None:
 
 
 def folders(options: Any) -> dict[str, str]:
-    """The folders among the options, by the words to name them."""
-    values = {name: value for name, value in vars(options).items() if name.endswith("_path")}
-    return {f"--{name}={value}": value for name, value in values.items() if value is not None}
+    """The folders that a job uses, by the words to name them."""
+    values = [("--input_path", path) for path in options.channels.values()]
+    values += [("--output_path", options.output_path), ("--checkpoint_path", options.checkpoint_path)]
+    return {f"{name}={path}": path for name, path in values if path is not None}
 
 
-def check_options(options: Any, needed_file: str) -> None:
-    """Raises ValueError for what nobody else would notice, or not before the upload."""
-    kind, count, folder = options.instance_type, options.instance_count, options.input_path
-    use_cpu = USE_CPU.format(kind.replace("local_gpu", "local"))
+def check_options(options: Any) -> None:
+    """Raises ValueError for what nobody else would notice, or not in clear words, or not before it costs."""
+    kind, count = options.instance_type, options.instance_count
     refuse_if(count < 1, f"--instance_count={count}: must be 1 or more")
-    refuse_if(
-        kind == "local_gpu" and count > 1, f"--instance_count={count}: one container takes all GPUs; or {use_cpu}"
-    )
-    max_run, max_wait = options.max_run, options.max_wait
-    refuse_if(max_run > MAX_RUN, f"--max_run={max_run}: must be {MAX_RUN} seconds, 28 days, or less")
-    if max_wait is not None:
-        refuse_if(not options.spot_instances, f"--max_wait={max_wait}: is for --spot_instances only")
-        refuse_if(max_wait < max_run, f"--max_wait={max_wait}: must be --max_run={max_run} or more")
-    check_local_options(options) if options.is_local else check_cloud_options(options)
-    has_gpu = kind == "local_gpu" or re.match(r"ml\.[gp]\d", kind)
+    if not options.is_local:
+        check_cloud_options(options)
+    has_gpu = kind == "local_gpu" or re.match(r"ml\.[gp][a-z]*\d", kind)
     needs_gpu = options.hyperparams.get("trainer.accelerator") == "gpu"
-    refuse_if(needs_gpu and not has_gpu, f"--instance_type={kind}: has no GPU for trainer.accelerator=gpu; {use_cpu}")
-    if "://" not in folder:
-        refuse_if(not Path(folder).is_dir(), f"--input_path={folder}: is no folder; README.md says how to make it")
-        check_input(folder, os.listdir(folder), needed_file)
-
-
-def check_input(input_path: str, names: list[str], needed_file: str) -> None:
-    """Raises ValueError if these are not the names of an input's files."""
-    is_missing = needed_file and needed_file not in names
-    refuse_if(is_missing, f"--input_path={input_path}: has no {needed_file}; README.md says how to get it there")
-    refuse_if(not names, f"--input_path={input_path}: is empty")
-
-
-def check_local_options(options: Any) -> None:
-    for name in ("spot_instances", "max_retry"):
-        refuse_if(getattr(options, name), f"--{name}: is for jobs in the cloud, with --instance_type=ml.…")
-    folder = options.checkpoint_path or ""
-    refuse_if("://" in folder.removeprefix("file://"), f"--checkpoint_path={folder}: must be a folder of this machine")
-    refuse_if(not options.wait, "--wait=false: containers on this machine end with the launcher")
+    refuse_if(needs_gpu and not has_gpu, f"--instance_type={kind}: has no GPU for trainer.accelerator=gpu; {USE_CPU}")
+    for path in options.channels.values():
+        has_data = "://" in path or (Path(path).is_dir() and os.listdir(path))
+        refuse_if(not has_data, f"--input_path={path}: is no folder with data; README.md says how to make it")
 
 
 def check_cloud_options(options: Any) -> None:
-    check_request({"ResourceConfig": {"InstanceType": options.instance_type}})
+    kind = options.instance_type
+    refuse_if(not kind.startswith("ml."), f"--instance_type={kind}: must be local, local_gpu or SageMaker's, ml.…")
     line = "is not in a registry; push it with ./docker/push-image.sh and say --image_uri=$(docker/image-uri.sh)"
     refuse_if("/" not in options.image_uri, f"--image_uri={options.image_uri}: {line}")
-    refuse_if(not options.role, "--role: is missing; it is the ARN of SageMaker's execution role, as README.md says")
-    check_request({"RoleArn": options.role})  # the SDK would ask AWS for the ARN of a name
+    is_arn = (options.role or "").startswith("arn:")  # the SDK would ask AWS for the ARN of a name
+    refuse_if(not is_arn, f"--role={options.role}: must be the ARN of SageMaker's execution role, as README.md says")
     for name, uri in folders(options).items():
-        is_s3 = re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", uri)
-        refuse_if(not is_s3, f"{name}: must be in S3, such as s3://my-bucket/folder")
-    given, save_dir = options.estimator, options.hyperparams.get("logger.save_dir", "")
-    has_half = ("subnets" in given) != ("security_group_ids" in given)
-    refuse_if(has_half, "--estimator subnets, security_group_ids: SageMaker needs both or none")
-    is_isolated = given.get("enable_network_isolation") and "://" in save_dir
-    refuse_if(is_isolated, f"--estimator enable_network_isolation: leaves no way to logger.save_dir={save_dir}")
+        refuse_if(not uri.startswith("s3://"), f"{name}: must be in S3, such as s3://my-bucket/folder")
     if options.spot_instances and not options.checkpoint_path:
         warn("--spot_instances: without --checkpoint_path the job starts anew after each interruption")
 
 
-def estimator_arguments(options: Any, estimator: type) -> dict[str, Any]:
-    """The options that are arguments of the Estimator, by their names there; ValueError if --estimator is wrong."""
+def check_estimator_arguments(given: dict[str, Any], ours: dict[str, Any], estimator: type) -> None:
+    """Raises ValueError if `--estimator` is given what the launcher sets, or what no Estimator would look at."""
     known = {name for base in estimator.__mro__ for name in signature(base.__init__).parameters}
-    ours = {option.metadata["argument"] or option.name: option.name for option in fields(options)}
-    for name in options.estimator:
-        refuse_if(name in ours, f"--estimator {name}: use --{ours.get(name)}")
+    for name in given:
+        refuse_if(name in ours, f"--estimator {name}: the launcher sets it itself; --help explains its options")
         refuse_if(name not in known, f"--estimator {name}: the Estimator has no such argument")
-    values = {argument: getattr(options, name) for argument, name in ours.items() if argument in known}
-    return {argument: value for argument, value in values.items() if value not in (None, {})}
 
 
-def start_check(hyperparams: dict[str, str], app_dir: Path) -> subprocess.Popen:
+def check_request(request: dict[str, Any]) -> None:
+    """Raises ValueError for what does not fit botocore's model of CreateTrainingJob."""
+    from botocore.session import get_session
+    from botocore.validate import ParamValidator
+
+    shape = get_session().get_service_model("sagemaker").operation_model("CreateTrainingJob").input_shape
+    report = ParamValidator().validate(request, shape).generate_report()
+    refuse_if(report, report)
+    known = shape.members["ResourceConfig"].members["InstanceType"].enum
+    kind = request["ResourceConfig"]["InstanceType"]
+    similar = " or ".join(get_close_matches(kind, known)) or "ml.g4dn.xlarge"
+    refuse_if(kind not in known, f"--instance_type={kind}: SageMaker does not know it; did you mean {similar}?")
+
+
+def start_check(hyperparams: dict[str, str], channels: Iterable[str], app_dir: Path) -> subprocess.Popen:
     """Starts train.py as in a container, only to check its options, while the SDK is being imported."""
     options = [f"--{key}={value}" for key, value in sorted(hyperparams.items())]  # in the toolkit's order
     command = [sys.executable, "train.py", *options, "--print_config"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SM_")} | CONTAINER
+    environment |= {f"SM_CHANNEL_{name.upper()}": f"/opt/ml/input/data/{name}" for name in channels}
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=app_dir, env=environment, **output)
 
@@ -113,8 +96,7 @@ def start_check(hyperparams: dict[str, str], app_dir: Path) -> subprocess.Popen:
 def end_check(check: subprocess.Popen) -> None:
     """Repeats the warnings of train.py; raises ValueError with its own message if it takes the options not."""
     lines = check.communicate()[1].strip().splitlines()
-    if check.returncode:
-        raise ValueError(f"--hyperparams: {lines[-1].removeprefix('train.py: error: ')}")
+    refuse_if(check.returncode, f"--hyperparams: {''.join(lines[-1:]).removeprefix('train.py: error: ')}")
     for line in dict.fromkeys(lines):
         if line.startswith("train.py: warning: "):
             warn(line.removeprefix("train.py: warning: "))

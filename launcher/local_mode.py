@@ -1,29 +1,32 @@
-"""Docker on this machine: what must be there, and why a container failed."""
+"""This machine: what Docker must have, why a container failed, and which commit the code is of."""
 
 import os
 import re
-import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
-USE_CPU = "train on the CPU with --instance_type={} --hyperparams trainer.accelerator=cpu trainer.devices=1"
+USE_CPU = "train on the CPU with --hyperparams trainer.accelerator=cpu trainer.devices=1"
 
 
 def output_of(*command: str) -> subprocess.CompletedProcess:
     """What a command prints and its exit code, whatever that is."""
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    try:
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    except OSError:
+        return subprocess.CompletedProcess(command, 127, f"there is no `{command[0]}` on this machine")
 
 
 def check_machine(options: Any) -> None:
     """Raises ValueError for what is missing on this machine."""
-    has_gpu = shutil.which("nvidia-smi") and "GPU 0" in output_of("nvidia-smi", "-L").stdout
-    if options.instance_type == "local_gpu" and not has_gpu:
-        raise ValueError(f"--instance_type=local_gpu: nvidia-smi finds no GPU; {USE_CPU.format('local')}")
-    if not shutil.which("docker"):
-        raise ValueError("there is no `docker` on this machine; see https://docs.docker.com/engine/install/")
+    if options.instance_type == "local_gpu" and "GPU 0" not in output_of("nvidia-smi", "-L").stdout:
+        raise ValueError(
+            f"--instance_type=local_gpu: nvidia-smi finds no GPU; say --instance_type=local, and {USE_CPU}"
+        )
     version = output_of("docker", "version")
     if version.returncode:
-        raise ValueError(f"Docker is not running, or not for you: {version.stdout.strip().splitlines()[-1]}")
+        reason = version.stdout.strip().splitlines()[-1]
+        raise ValueError(f"Docker cannot be used: {reason}; see https://docs.docker.com/engine/install/")
     compose_command()
     if "/" not in options.image_uri and output_of("docker", "image", "inspect", options.image_uri).returncode:
         raise ValueError(f"--image_uri={options.image_uri}: not built yet; build it with ./docker/build-image.sh")
@@ -31,10 +34,9 @@ def check_machine(options: Any) -> None:
 
 def compose_command() -> list[str]:
     """Docker Compose's, of any version; ValueError if there is none."""
-    if output_of("docker", "compose", "version").returncode == 0:
-        return ["docker", "compose"]
-    if shutil.which("docker-compose"):
-        return ["docker-compose"]
+    for command in ["docker", "compose"], ["docker-compose"]:
+        if output_of(*command, "version").returncode == 0:
+            return command
     raise ValueError("there is no Docker Compose on this machine; see https://docs.docker.com/compose/install/")
 
 
@@ -42,6 +44,13 @@ def container_user() -> dict[str, str]:
     """To whom the containers' files will belong; where Docker runs without root, they belong to the person anyway."""
     rootless = "rootless" in output_of("docker", "info", "--format", "{{.SecurityOptions}}").stdout
     return {} if rootless else {"user": f"{os.getuid()}:{os.getgid()}"}
+
+
+def git_commit(folder: Path) -> dict[str, str]:
+    """The commit of the code as a variable of the job, if git knows one."""
+    commit = output_of("git", "-C", str(folder), "rev-parse", "HEAD")
+    changes = output_of("git", "-C", str(folder), "status", "--porcelain").stdout
+    return {} if commit.returncode else {"GIT_COMMIT": commit.stdout.strip() + ("-dirty" if changes else "")}
 
 
 def find_failure(containers: list[str]) -> str:

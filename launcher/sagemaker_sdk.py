@@ -1,7 +1,4 @@
-"""All names of the SageMaker SDK that are private or replaced. Importing this takes seconds.
-
-tests/test_launcher_sdk.py fails when the SDK changes one of them.
-"""
+"""All names of the SageMaker SDK that are private or replaced; tests/test_launcher_sdk.py fails when one changes."""
 
 # ruff: noqa: E402 - the SDK must be kept quiet before it is imported.
 
@@ -9,7 +6,6 @@ import contextlib
 import logging
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +16,6 @@ import boto3
 os.environ["SAGEMAKER_SUPPRESS_V2_WARNING"] = "1"
 for name in ("sagemaker", "sagemaker.config", "botocore"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
-excepthook = sys.excepthook
 
 import sagemaker.logs
 from sagemaker import Session
@@ -29,10 +24,8 @@ from sagemaker.exceptions import UnexpectedStatusException
 from sagemaker.local import LocalSession, image, local_session
 from sagemaker.pytorch import PyTorch as PyTorch
 
-from launcher.account import find_region
 from launcher.local_mode import compose_command, container_user, find_failure, output_of
 
-sys.excepthook = excepthook  # which the SDK has replaced
 # Both are wrapped in telemetry, which sends the account's ID, waits without a timeout, and swallows Ctrl-C.
 EstimatorBase.fit = EstimatorBase.fit.__wrapped__
 local_session.LocalSagemakerClient.create_training_job = (
@@ -43,10 +36,9 @@ image._SageMakerContainer._get_compose_cmd_prefix = staticmethod(compose_command
 find_events = sagemaker.logs.multi_stream_iter
 
 
-def make_session(is_local: bool, container_root: str) -> Session:
-    """A session in the person's region, or somewhere if it does not matter; containers' files are in a folder."""
-    boto_session = boto3.Session(region_name=find_region() or "us-east-1")
-    if not is_local:
+def make_session(boto_session: boto3.Session, container_root: str = "") -> Session:
+    """A session in the cloud, or on this machine with a folder for the files of containers."""
+    if not container_root:
         return Session(boto_session)
     session = LocalSession(boto_session)
     session.config = {"local": {"local_code": True, "container_root": container_root}}
@@ -68,7 +60,8 @@ def preview_request(estimator: Any, inputs: dict[str, str], job_name: str | None
 def show_log(session: Session, job_name: str) -> None:
     """Prints a job's log until the job ends, in whatever way, each line after the name of its host."""
     sagemaker.logs.multi_stream_iter = find_events_of_hosts
-    with contextlib.suppress(UnexpectedStatusException):
+    # Divided by zero: the saving of a job on spot instances that never came to train.
+    with contextlib.suppress(UnexpectedStatusException, ZeroDivisionError):
         session.logs_for_job(job_name, wait=True)
 
 

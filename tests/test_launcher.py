@@ -51,8 +51,8 @@ def test_help_explains_every_option(tmp_path):
     options = re.findall(r"^  --(\w+)", usage, re.MULTILINE)
     assert {"image_uri", "max_run", "estimator", "wait", "dry_run"} < set(options) and len(options) > 15
     for option in options:
-        explanation = usage.split(f"\n  --{option}")[1].split("\n  --")[0].partition("\n")
-        assert len("".join(explanation[2]).split("(default")[0].strip()) > 20, option
+        explanation = usage.split(f"\n  --{option} ")[1].split("\n  --")[0].split("(default")[0]
+        assert len(explanation.split()) > 4, option
 
 
 def test_a_dry_run_prints_request_and_command_line(laptop):
@@ -147,12 +147,6 @@ def test_a_wrong_option_ends_in_one_line_at_once(laptop, option, line):
     assert time.monotonic() - before < 5
 
 
-@pytest.mark.slow
-def test_a_wrong_request_ends_in_one_line(laptop):
-    result = run_sagemaker("--dry_run", "--hyperparams", f"logger.name={'x' * 2500}", cwd=laptop, code=2)
-    assert error_line(result) == "HyperParameters logger.name: 2502 characters, where SageMaker allows 0 to 2500"
-
-
 @pytest.mark.parametrize(
     "item, line",
     [
@@ -163,7 +157,7 @@ def test_a_wrong_request_ends_in_one_line(laptop):
 )
 def test_a_wrong_hyperparameter_ends_in_one_line_on_the_laptop(capsys, item, line):
     with pytest.raises(SystemExit) as end, errors_in_one_line():
-        end_check(start_check(DEFAULT_HYPERPARAMS | dict([item.split("=")]), APP_DIR))
+        end_check(start_check(DEFAULT_HYPERPARAMS | dict([item.split("=")]), ["training"], APP_DIR))
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith(f"run_sagemaker.py: error: --hyperparams: {line}")
 
@@ -180,14 +174,15 @@ def test_train_py_checks_its_options_as_in_a_container(tmp_path, monkeypatch, ca
     text += "seen = [f'{name}={value}' for name, value in sorted(os.environ.items()) if name.startswith('SM_')]\n"
     text += "sys.exit(f'train.py: error: {seen} {sys.argv[1:]}')\n"
     seen = {
-        "SM_CHANNEL_TRAINING": "/opt/ml/input/data/training",
+        "SM_CHANNEL_MORE-DATA": "/opt/ml/input/data/more-data",
+        "SM_CHANNEL_TRAIN": "/opt/ml/input/data/train",
         "SM_CURRENT_HOST": "algo-1",
         "SM_HOSTS": '["algo-1"]',
         "SM_MODEL_DIR": "/opt/ml/model",
         "SM_OUTPUT_DATA_DIR": "/opt/ml/output/data",
     }
     with pytest.raises(ValueError) as error:
-        end_check(start_check({"b": "2", "a": "x=y"}, train_py(tmp_path, text)))
+        end_check(start_check({"b": "2", "a": "x=y"}, ["train", "more-data"], train_py(tmp_path, text)))
     expected = [f"{name}={value}" for name, value in seen.items()]
     assert str(error.value) == f"--hyperparams: {expected} {['--a=x=y', '--b=2', '--print_config']}"
 
@@ -195,29 +190,30 @@ def test_train_py_checks_its_options_as_in_a_container(tmp_path, monkeypatch, ca
 def test_the_warnings_of_train_py_are_repeated_once(tmp_path, capsys):
     text = "import sys\nfor line in ['train.py: warning: no data_dir'] * 2 + ['something else']:\n"
     text += "    print(line, file=sys.stderr)\n"
-    end_check(start_check({}, train_py(tmp_path, text)))
+    end_check(start_check({}, [], train_py(tmp_path, text)))
     assert capsys.readouterr().err == "run_sagemaker.py: warning: no data_dir\n"
 
 
 def test_much_on_stderr_does_not_stop_train_py(tmp_path):
-    end_check(start_check({}, train_py(tmp_path, "import sys\nprint('x' * 10**6, file=sys.stderr)\n")))
+    end_check(start_check({}, [], train_py(tmp_path, "import sys\nprint('x' * 10**6, file=sys.stderr)\n")))
 
 
 def test_an_error_of_python_itself_is_one_line_too(tmp_path):
     with pytest.raises(ValueError, match=r"--hyperparams: .*ZeroDivisionError"):
-        end_check(start_check({}, train_py(tmp_path, "1 / 0\n")))
+        end_check(start_check({}, [], train_py(tmp_path, "1 / 0\n")))
 
 
 def test_without_docker_the_launcher_says_where_to_get_it(laptop):
     result = run_sagemaker(*LOCAL, cwd=laptop, code=2, PATH="")
     assert result.stderr == (
-        "run_sagemaker.py: error: there is no `docker` on this machine; see https://docs.docker.com/engine/install/\n"
+        "run_sagemaker.py: error: Docker cannot be used: there is no `docker` on this machine; "
+        "see https://docs.docker.com/engine/install/\n"
     )
 
 
 def test_without_a_gpu_the_launcher_says_which_options_train_on_the_cpu(laptop):
     result = run_sagemaker(cwd=laptop, code=2, PATH="")
     assert result.stderr == (
-        "run_sagemaker.py: error: --instance_type=local_gpu: nvidia-smi finds no GPU; train on the CPU with "
-        "--instance_type=local --hyperparams trainer.accelerator=cpu trainer.devices=1\n"
+        "run_sagemaker.py: error: --instance_type=local_gpu: nvidia-smi finds no GPU; say "
+        "--instance_type=local, and train on the CPU with --hyperparams trainer.accelerator=cpu trainer.devices=1\n"
     )

@@ -1,5 +1,6 @@
 """Jobs in the cloud, with an AWS of our own: what is checked, what is sent, what becomes of it."""
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -12,17 +13,20 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from archives import cifar10_files, write_archive
 from aws import ACCOUNT, AWS, BUCKET, REGION, ROLE, Endpoint
+from botocore.exceptions import ClientError
 from programs import ROOT
 
-from launcher.account import check_account
-from launcher.command_line import errors_in_one_line, parse_options
-from run_sagemaker import ARCHIVE, Options, print_results
+from launcher.account import check_account, denial_as_warning, find_session
+from launcher.command_line import errors_in_one_line
+from run_sagemaker import launch as launch_with
+from run_sagemaker import print_results, read_options
 
 IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/sagemaker-tutorial:1"
 OPTIONS = (
@@ -68,12 +72,22 @@ def account(aws, tmp_path):
     return aws
 
 
-def put_image(aws: AWS, tag: str) -> None:
-    ecr = aws.client("ecr")
-    ecr.create_repository(repositoryName="sagemaker-tutorial")
-    media_type = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
+
+
+def put_image(aws: AWS, tag: str, media_type: str = DOCKER, region: str = REGION) -> None:
+    ecr = aws.client("ecr", region)
+    if not ecr.describe_repositories()["repositories"]:
+        ecr.create_repository(repositoryName="sagemaker-tutorial")
     manifest = {"schemaVersion": 2, "mediaType": media_type, "config": {"digest": f"sha256:{0:064}"}, "layers": []}
     ecr.put_image(repositoryName="sagemaker-tutorial", imageManifest=json.dumps(manifest), imageTag=tag)
+
+
+@pytest.fixture
+def running(account):
+    """A job that nobody waits for."""
+    account.create_job("my-job", training_job_status="InProgress", secondary_status="Training")
+    return account
 
 
 def copy_project(folder: Path) -> Path:
@@ -90,23 +104,34 @@ def copy_project(folder: Path) -> Path:
 
 @pytest.fixture
 def check(account, monkeypatch, capsys):
-    """Checks the account as the launcher does: `check("--job_name=x", ...)` is the only line on stderr."""
+    """Checks the account as the launcher does: `check("--job_name=x", ...)` is what it says on stderr, in one line."""
 
-    def check_as(*options: str, environment: dict[str, str] | None = None, needed_file: str = ARCHIVE) -> str:
+    def check_as(*options: str, environment: dict[str, str] | None = None, code: int = 2) -> str:
         before = time.monotonic()
-        with monkeypatch.context() as patch, pytest.raises(SystemExit) as end, errors_in_one_line():
+        with monkeypatch.context() as patch, exit_code() as end:
             for name in [name for name in os.environ if name.startswith("AWS_")]:
                 patch.delenv(name)
             for name, value in (environment or account.environment).items():
                 patch.setenv(name, value)
-            check_account(parse_options(Options, [*OPTIONS, *options]), needed_file)
-        assert end.value.code == 2
+            check_account(read_options([*OPTIONS, *options]))
+        assert end.get("code", 0) == code
         assert time.monotonic() - before < 5
         stderr = capsys.readouterr().err
-        assert stderr.count("\n") == 1
+        assert stderr.count("\n") == (1 if code else stderr.count("run_sagemaker.py: warning: "))
         return stderr.removeprefix("run_sagemaker.py: error: ").rstrip()
 
     return check_as
+
+
+@contextlib.contextmanager
+def exit_code() -> Iterator[dict[str, int]]:
+    """Like the launcher, but it says the exit code instead of ending with it."""
+    end: dict[str, int] = {}
+    try:
+        with errors_in_one_line():
+            yield end
+    except SystemExit as error:
+        end["code"] = error.code
 
 
 @pytest.mark.parametrize(
@@ -115,9 +140,9 @@ def check(account, monkeypatch, capsys):
         ("--input_path=s3://no-such-bucket/x", "--input_path=s3://no-such-bucket/x: there is no bucket"),
         ("--output_path=s3://no-such-bucket", "--output_path=s3://no-such-bucket: there is no bucket"),
         ("--checkpoint_path=s3://no-such-bucket", "--checkpoint_path=s3://no-such-bucket: there is no bucket"),
-        ("--output_path=s3://other-bucket/x", "--output_path=s3://other-bucket/x: bucket .* is in us-west-2"),
+        ("--output_path=s3://other-bucket/x", "--output_path=s3://other-bucket/x: is in us-west-2"),
         ("--hyperparams logger.save_dir=s3://none/x", "--hyperparams logger.save_dir=s3://none/x: there is no"),
-        (f"--input_path=s3://{BUCKET}/empty", "--input_path=s3://.*/empty: has no cifar-10-python.tar.gz"),
+        (f"--input_path=s3://{BUCKET}/empty", "--input_path=s3://.*/empty: is empty"),
         (f"--image_uri={IMAGE}0", f"--image_uri={IMAGE}0: is not in the registry; push it"),
         (f"--image_uri={IMAGE.replace('tutorial', 'x')}", "--image_uri=.*: is not in the registry; push it"),
     ],
@@ -128,61 +153,154 @@ def test_what_is_missing_in_the_account_is_told_in_one_line(account, check, opti
     assert re.match(line, check(*options.split()))
 
 
-def test_data_of_another_kind_must_be_there_too(check):
-    assert check(f"--input_path=s3://{BUCKET}/empty", needed_file="") == f"--input_path=s3://{BUCKET}/empty: is empty"
+def test_a_folder_that_is_full_but_only_next_to_it_is_empty(account, check):
+    account.client("s3").put_object(Bucket=BUCKET, Key="datasets/cifar-100/data", Body=b"1")
+    uri = f"s3://{BUCKET}/datasets/cifar-1"
+    assert check(f"--input_path={uri}") == f"--input_path={uri}: is empty"
+    assert check(f"--input_path=s3://{BUCKET}", code=0) == ""
 
 
-def test_a_job_cannot_have_the_name_of_another(account, check):
-    account.client("sagemaker").create_training_job(
-        TrainingJobName="taken",
-        AlgorithmSpecification={"TrainingInputMode": "File"},
-        RoleArn=ROLE,
-        OutputDataConfig={"S3OutputPath": f"s3://{BUCKET}/output"},
-        ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 30},
-        StoppingCondition={"MaxRuntimeInSeconds": 60},
+def test_each_of_several_channels_must_be_there(check):
+    good, bad = f"train=s3://{BUCKET}/datasets/cifar-10", f"val=s3://{BUCKET}/none"
+    assert check("--input_path", good, bad) == f"--input_path=s3://{BUCKET}/none: is empty"
+
+
+def test_an_old_bucket_in_europe_is_in_eu_west_1(account, check):
+    s3 = account.client("s3", region="us-east-1")
+    s3.create_bucket(Bucket="old-bucket", CreateBucketConfiguration={"LocationConstraint": "EU"})
+    assert s3.get_bucket_location(Bucket="old-bucket")["LocationConstraint"] == "EU"
+    s3.put_object(Bucket="old-bucket", Key="x/data", Body=b"1")
+    put_image(account, tag="1", region="eu-west-1")
+    image = f"--image_uri={IMAGE.replace(REGION, 'eu-west-1')}"
+    paths = ["--input_path=s3://old-bucket/x", "--output_path=s3://old-bucket/y"]
+    assert check("--region=eu-west-1", image, *paths, code=0) == ""
+
+
+@pytest.mark.parametrize("host", ["dkr.ecr.us-west-2.amazonaws.com", "dkr.ecr.cn-north-1.amazonaws.com.cn"])
+def test_the_image_must_be_in_the_region_of_the_job(check, host):
+    image, region = f"{ACCOUNT}.{host}/sagemaker-tutorial:1", host.split(".")[2]
+    expected = f"--image_uri={image}: is in {region}, the job would be in {REGION}"
+    assert check(f"--image_uri={image}") == expected
+
+
+@pytest.mark.parametrize("kind", ["image.index", "image.manifest"])
+def test_an_image_of_a_kind_that_sagemaker_refuses_is_told(account, check, kind):
+    put_image(account, tag="oci", media_type=f"application/vnd.oci.{kind}.v1+json")
+    line = check(f"--image_uri={IMAGE.removesuffix('1')}oci")
+    assert re.match(
+        rf"--image_uri=.*:oci: has the media type application/vnd.oci.{kind}.v1.json, .*push-image.sh", line
     )
-    assert check("--job_name=taken") == "--job_name=taken: there is a job of that name already"
+
+
+def test_a_job_cannot_take_the_name_and_so_the_code_of_another(running, check):
+    line = check("--job_name=my-job")
+    assert line == "--job_name=my-job: is taken, and the code of that job would be written over"
+    assert check("--job_name=my-other-job", code=0) == ""
 
 
 def test_without_a_region_the_launcher_says_how_to_name_one(account, check):
     environment = {name: value for name, value in account.environment.items() if name != "AWS_DEFAULT_REGION"}
-    assert check(environment=environment).startswith("there is no AWS region; name one, as by: export AWS_DEFAULT_REG")
+    assert check(environment=environment).startswith("there is no AWS region; name one, such as --region=us-east-1")
 
 
-def test_the_region_can_be_named_as_in_other_sdks(account, check):
-    environment = {name: value for name, value in account.environment.items() if name != "AWS_DEFAULT_REGION"}
-    line = check("--output_path=s3://no-such-bucket", environment=environment | {"AWS_REGION": REGION})
-    assert line == "--output_path=s3://no-such-bucket: there is no bucket no-such-bucket"
+@pytest.mark.parametrize(
+    "options, environment, region",
+    [
+        ("--region=eu-north-1", {"AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-2"}, "eu-north-1"),
+        ("", {"AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-2"}, "eu-west-1"),
+        ("", {"AWS_REGION": "", "AWS_DEFAULT_REGION": "eu-west-2"}, "eu-west-2"),
+        ("", {}, "eu-central-2"),
+        ("--profile=other", {}, "sa-east-1"),
+        ("--profile=other", {"AWS_REGION": "eu-west-1"}, "eu-west-1"),
+    ],
+)
+def test_one_region_is_found_by_the_rule_of_the_scripts(tmp_path, monkeypatch, options, environment, region):
+    config = "[default]\nregion = eu-central-2\n[profile other]\nregion = sa-east-1\n"
+    (tmp_path / "config").write_text(config)
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (environment | {"AWS_CONFIG_FILE": str(tmp_path / "config")}).items():
+        monkeypatch.setenv(name, value)
+    assert find_session(read_options([*OPTIONS, *options.split()])).region_name == region
 
 
 def test_without_credentials_the_launcher_says_how_to_make_them_known(account, check):
     environment = {name: value for name, value in account.environment.items() if "ACCESS_KEY" not in name}
     line = check(environment=environment | {"AWS_EC2_METADATA_DISABLED": "true"})
-    assert line.startswith("AWS: Unable to locate credentials; make them known with `aws configure`")
+    assert line.startswith("Unable to locate credentials; make them known with `aws configure`")
 
 
 def test_a_profile_that_does_not_exist_is_told(account, check):
     line = check(environment=account.environment | {"AWS_PROFILE": "nobody"})
-    assert line == "AWS: The config profile (nobody) could not be found"
+    assert line == "The config profile (nobody) could not be found"
 
 
 def test_an_expired_token_is_told_with_how_to_get_another(account, check):
     endpoint = Endpoint(error=lambda number: "403 ExpiredToken")
     line = check(environment=account.environment | {"AWS_ENDPOINT_URL": endpoint.url})
-    assert re.match("AWS: .*ExpiredToken.*; log in again", line)
+    assert re.match(".*ExpiredToken.*; log in again", line)
 
 
 def test_a_server_that_does_not_answer_is_told(account, check):
     line = check(environment=account.environment | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"})
-    assert line.startswith("AWS: Could not connect to the endpoint URL")
+    assert line.startswith("Could not connect to the endpoint URL")
 
 
-def test_a_missing_permission_is_told_with_the_list_of_all(account, check):
-    allow_nothing = {"Effect": "Allow", "Action": "sts:GetCallerIdentity", "Resource": "*"}
-    newcomer = account.person("newcomer", json.dumps({"Version": "2012-10-17", "Statement": [allow_nothing]}))
+def may(*actions: str) -> str:
+    """A policy that allows no more than these actions."""
+    statement = {"Effect": "Allow", "Action": actions, "Resource": "*"}
+    return json.dumps({"Version": "2012-10-17", "Statement": statement})
+
+
+def test_what_this_person_may_not_look_at_is_a_warning_because_the_role_may(account, check):
+    newcomer = account.person("newcomer", may("sts:GetCallerIdentity"))
     with account.enforce_policies():
-        line = check(environment=newcomer)
-    assert re.match("AWS: .*(AccessDenied|Forbidden).*; docker/policies/laptop.json lists", line)
+        lines = check(environment=newcomer, code=0).splitlines()
+    names = ("--input_path=s3", "--output_path=s3", "--image_uri=", 'quota "ml.g4dn.12xlarge for training job usage"')
+    assert len(lines) == len(names)
+    for name, line in zip(names, lines, strict=True):
+        assert re.match(rf"run_sagemaker.py: warning: {name}.*: you may not look at it, .* the job's role may", line)
+
+
+@pytest.mark.parametrize("code", ["403", "AccessDenied", "AccessDeniedException"])
+def test_every_service_calls_a_denial_by_another_name(capsys, code):
+    with denial_as_warning("this"):
+        raise ClientError({"Error": {"Code": code}}, "HeadBucket")
+    assert capsys.readouterr().err.startswith("run_sagemaker.py: warning: this: you may not look at it")
+    with pytest.raises(ClientError), denial_as_warning("this"):
+        raise ClientError({"Error": {"Code": "ExpiredTokenException"}}, "HeadBucket")
+
+
+@pytest.mark.slow
+def test_a_missing_permission_is_told_with_the_list_of_all(account):
+    newcomer = account.person("newcomer", may("sts:*", "s3:*", "ecr:*", "servicequotas:*"))
+    with account.enforce_policies():
+        line = error_line(environment=newcomer)
+    assert re.match(".*(AccessDenied|not authorized).*CreateTrainingJob.*; docker/policies lists", line)
+
+
+@pytest.mark.parametrize(
+    "options, kind, quota, is_enough",
+    [
+        ("", "training", 2.0, True),
+        ("", "training", 1.0, False),
+        ("--spot_instances --checkpoint_path=s3://my-bucket/c", "spot training", 2.0, True),
+        ("--spot_instances --checkpoint_path=s3://my-bucket/c", "spot training", 0.0, False),
+    ],
+)
+def test_the_quota_of_the_instance_type_is_compared(account, check, options, kind, quota, is_enough):
+    name = f"ml.g4dn.12xlarge for {kind} job usage"
+    account.quotas = {"ml.g4dn.12xlarge for processing job usage": 0.0, name: quota}
+    line = check(*options.split(), code=0 if is_enough else 2)
+    expected = f'--instance_count=2: your quota "{name}" is {quota:.0f}; ask for more in the Service Quotas of the AWS '
+    assert line == "" if is_enough else line.startswith(expected)
+
+
+@pytest.mark.slow
+def test_a_quota_that_other_jobs_have_used_up_is_told_with_what_to_do(account):
+    account.refusal = ("ResourceLimitExceeded", "The account-level service limit is 2 Instances")
+    line = error_line(environment=account.environment)
+    assert re.match(".*ResourceLimitExceeded.* is 2 Instances; ask for a higher quota .*, or wait for other jobs", line)
 
 
 def test_the_account_is_checked_before_the_upload(account):
@@ -193,8 +311,8 @@ def test_the_account_is_checked_before_the_upload(account):
 
 @pytest.mark.slow
 def test_the_request_is_checked_before_the_upload(account):
-    line = error_line("--job_name=my_job", environment=account.environment)
-    assert line.startswith("TrainingJobName=my_job: must have the form ")
+    line = error_line("--instance_type=ml.g4dn", environment=account.environment)
+    assert line.startswith("--instance_type=ml.g4dn: SageMaker does not know it; did you mean ml.g4dn.")
     assert account.keys() == ["datasets/cifar-10/cifar-10-python.tar.gz"] and not account.requests
 
 
@@ -228,19 +346,41 @@ JOB = {
 
 
 def test_a_job_on_spot_instances_ends_with_what_it_saved(capsys):
-    print_results(JOB | {"EnableManagedSpotTraining": True}, f"s3://{BUCKET}/checkpoints/mine")
+    checkpoints = {"CheckpointConfig": {"S3Uri": f"s3://{BUCKET}/checkpoints/mine/"}}
+    print_results(JOB | checkpoints | {"EnableManagedSpotTraining": True})
     stdout = capsys.readouterr().out
     assert "\nsaved by spot     70% of 300 seconds of training\n" in stdout
-    assert stdout.endswith(f"\ncheckpoints       s3://{BUCKET}/checkpoints/mine\n")
+    assert stdout.endswith(f"\ncheckpoints       s3://{BUCKET}/checkpoints/mine/\n")
 
 
-def test_a_job_that_ends_otherwise_ends_with_the_reason():
-    failed = {"TrainingJobStatus": "Failed", "FailureReason": "AlgorithmError: train.py: error:\n no GPU"}
-    with pytest.raises(RuntimeError, match=r"^job my-job ended as Failed: AlgorithmError: train.py: error: no GPU$"):
-        print_results(JOB | failed, None)
-    stopped = {"TrainingJobStatus": "Stopped", "SecondaryStatus": "MaxRuntimeExceeded"}
-    with pytest.raises(RuntimeError, match=r"^job my-job ended as Stopped: MaxRuntimeExceeded$"):
-        print_results(JOB | stopped, None)
+def test_a_job_without_billed_time_has_saved_nothing(capsys):
+    job = {name: value for name, value in JOB.items() if name != "BillableTimeInSeconds"}
+    print_results(job | {"EnableManagedSpotTraining": True})
+    stdout = capsys.readouterr().out
+    assert "saved" not in stdout and "billable" not in stdout and "my-job: Completed" in stdout
+
+
+def end_of(capsys, **description: str) -> str:
+    """The line that the launcher ends with after a job of this description."""
+    with exit_code() as end:
+        print_results(JOB | description)
+    assert end["code"] == 2
+    return capsys.readouterr().err.removeprefix("run_sagemaker.py: error: ").rstrip()
+
+
+def test_a_job_that_ends_otherwise_ends_with_the_reason(capsys):
+    line = end_of(capsys, TrainingJobStatus="Failed", FailureReason="AlgorithmError: train.py: error:\n no GPU")
+    assert line == "job my-job ended as Failed: AlgorithmError: train.py: error: no GPU"
+    line = end_of(capsys, TrainingJobStatus="Stopped", SecondaryStatus="MaxRuntimeExceeded")
+    assert line == "job my-job ended as Stopped: MaxRuntimeExceeded"
+
+
+def test_a_job_for_which_aws_has_no_instances_ends_with_what_to_do(capsys):
+    reason = "CapacityError: Unable to provision requested ML compute capacity."
+    line = end_of(capsys, TrainingJobStatus="Failed", FailureReason=reason)
+    assert line == f"job my-job ended as Failed: {reason}; AWS has no such instances to spare: try again later, " + (
+        "another type, another region, or not spot"
+    )
 
 
 @pytest.mark.slow
@@ -253,10 +393,73 @@ def test_a_failed_job_ends_the_launcher_with_1_and_one_line(account):
 
 def test_without_waiting_the_launcher_says_how_to_follow_and_to_stop_the_job(account):
     account.next_job = {"training_job_status": "InProgress", "secondary_status": "Starting"}
-    stdout, stderr = launch("--job_name=my-job", "--wait=false", environment=account.environment)
+    environment = account.environment | {"AWS_REGION": REGION, "AWS_DEFAULT_REGION": "us-west-2"}
+    stdout, stderr = launch("--job_name=my-job", "--max_run=5400", "--wait=false", environment=environment)
     assert stderr == ""
-    assert "aws logs tail /aws/sagemaker/TrainingJobs --follow --log-stream-name-prefix my-job/\n" in stdout
-    assert "aws sagemaker stop-training-job --training-job-name my-job\n" in stdout
+    command = f"  python run_sagemaker.py --region={REGION}"
+    assert stdout == (
+        'takes at most 3 instance-hours, and 2 of your quota "ml.g4dn.12xlarge for training job usage"\n'
+        "job my-job\n\n"
+        "my-job goes on without this program. Follow it, or stop it:\n"
+        f"{command} --attach=my-job\n{command} --stop=my-job\n"
+    )
+    assert account.client("sagemaker").describe_training_job(TrainingJobName="my-job")
+
+
+@pytest.mark.slow
+def test_attaching_shows_the_log_from_its_start_and_ends_as_if_it_was_started_here(running):
+    running.log("my-job", "algo-1", ["the first line", "the last line"])
+    completed = {"training_job_status": "Completed", "secondary_status": "Completed", "billable_time_in_seconds": 90}
+    running.describe("my-job", **completed)
+    stdout, stderr = launch("--attach=my-job", environment=running.environment)
+    assert stderr == ""
+    assert "algo-1  the first line\nalgo-1  the last line\n" in stdout
+    assert stdout.endswith(
+        f"""
+job               my-job: Completed
+billable seconds  90 (90 on each of 1 instances)
+model             s3://{BUCKET}/output/my-job/output/model.tar.gz
+checkpoints       s3://{BUCKET}/output/my-job/output/output.tar.gz
+"""
+    )
+
+
+def come_back_to(account: AWS, monkeypatch, *options: str) -> int:
+    """Comes back to a job, in this process; returns the exit code."""
+    for name, value in account.environment.items():
+        monkeypatch.setenv(name, value)
+    with exit_code() as end:
+        launch_with(read_options(list(options)))
+    return end.get("code", 0)
+
+
+def test_a_job_that_is_stopped_ends_for_who_is_attached(running, monkeypatch, capsys):
+    assert come_back_to(running, monkeypatch, "--stop=my-job") == 0
+    assert capsys.readouterr().out == "stopping my-job; --attach=my-job shows how it ends\n"
+    job = running.client("sagemaker").describe_training_job(TrainingJobName="my-job")
+    assert job["TrainingJobStatus"] == "Stopping"
+    running.describe("my-job", training_job_status="Stopped", secondary_status="Stopped")
+    assert come_back_to(running, monkeypatch, "--attach=my-job") == 1
+    assert capsys.readouterr().err == "run_sagemaker.py: error: job my-job ended as Stopped: Stopped\n"
+
+
+def test_a_job_that_has_ended_cannot_be_stopped(running, monkeypatch, capsys):
+    running.describe("my-job", training_job_status="Completed", secondary_status="Completed")
+    assert come_back_to(running, monkeypatch, "--stop=my-job") == 2
+    assert "the training job is in status Completed" in capsys.readouterr().err
+
+
+def test_a_job_on_spot_instances_that_never_trained_ends_in_one_line(running, monkeypatch, capsys):
+    stopped = {"training_job_status": "Stopped", "secondary_status": "Stopped", "enable_managed_spot_training": True}
+    running.describe("my-job", **stopped, billable_time_in_seconds=0, training_time_in_seconds=0)
+    assert come_back_to(running, monkeypatch, "--attach=my-job") == 1
+    assert capsys.readouterr().err == "run_sagemaker.py: error: job my-job ended as Stopped: Stopped\n"
+
+
+def test_a_job_that_there_is_not_is_told_in_one_line(account, monkeypatch, capsys):
+    assert come_back_to(account, monkeypatch, "--attach=no-such-job") == 2
+    stderr = capsys.readouterr().err
+    assert "no-such-job" in stderr and stderr.count("\n") == 1
 
 
 @pytest.fixture
@@ -264,7 +467,7 @@ def waiting(account):
     """A launcher that waits for the job my-job."""
     account.next_job = {"training_job_status": "InProgress", "secondary_status": "Training"}
     process = start("--job_name=my-job", environment=account.environment, start_new_session=True)
-    while "started my-job" not in process.stdout.readline():
+    while "job my-job" not in process.stdout.readline():
         assert process.poll() is None
     yield process
     process.kill()
@@ -275,7 +478,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(account, waiting):
     os.killpg(waiting.pid, signal.SIGINT)
     stdout, stderr = waiting.communicate(timeout=10)
     assert waiting.returncode == 130
-    assert "aws sagemaker stop-training-job --training-job-name my-job\n" in stdout
+    assert "--stop=my-job\n" in stdout
     assert stderr == "run_sagemaker.py: error: stopped by SIGINT\n"
     job = account.client("sagemaker").describe_training_job(TrainingJobName="my-job")
     assert job["TrainingJobStatus"] == "InProgress"
@@ -287,8 +490,8 @@ def test_a_token_that_expires_while_waiting_leaves_the_job_running_and_says_so(a
     with account.enforce_policies():
         stdout, stderr = waiting.communicate(timeout=60)
     assert waiting.returncode == 1
-    assert "aws sagemaker stop-training-job --training-job-name my-job\n" in stdout
-    assert re.match("run_sagemaker.py: error: AWS: .* security token .* is invalid", stderr) and stderr.count("\n") == 1
+    assert "--stop=my-job\n" in stdout
+    assert re.match("run_sagemaker.py: error: .* security token .* is invalid", stderr) and stderr.count("\n") == 1
 
 
 @pytest.mark.slow

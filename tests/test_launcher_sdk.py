@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import boto3
 import pytest
 import yaml
 from sagemaker import Session, logs, session
@@ -26,7 +27,7 @@ def containers(tmp_path: Path, monkeypatch) -> sagemaker_sdk.Containers:
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     monkeypatch.setattr(sagemaker_sdk.Containers, "checkpoint_path", f"file://{tmp_path}/checkpoints")
     (tmp_path / "containers").mkdir()
-    session = sagemaker_sdk.make_session(True, str(tmp_path / "containers"))
+    session = sagemaker_sdk.make_session(boto3.Session(region_name="us-east-1"), str(tmp_path / "containers"))
     containers = sagemaker_sdk.Containers("local", 2, "sagemaker-tutorial", sagemaker_session=session)
     containers.container_root = str(tmp_path / "containers")
     return containers
@@ -74,6 +75,17 @@ def test_the_compose_file_mends_what_the_sdk_does_wrong(containers, tmp_path):
         assert any(item.startswith("OMP_NUM_THREADS=") for item in service["environment"])
         assert f"{tmp_path}/checkpoints:/opt/ml/checkpoints" in service["volumes"]
         assert all(Path(volume.split(":")[0]).is_dir() for volume in service["volumes"])
+
+
+def test_each_channel_is_a_folder_of_the_containers_by_its_name(containers, tmp_path):
+    for name in ("data", "train", "val"):
+        (tmp_path / name).mkdir()
+    channels = [{"ChannelName": name, "DataUri": f"file://{tmp_path}/{name}"} for name in ("train", "val")]
+    output = {"S3OutputPath": f"file://{tmp_path}/output"}
+    volumes = containers._prepare_training_volumes(str(tmp_path / "data"), channels, output, {})
+    mounted = {volume.container_dir: volume.host_dir for volume in volumes}
+    for name in ("train", "val"):
+        assert mounted[f"/opt/ml/input/data/{name}"] == f"{tmp_path}/{name}"
 
 
 def test_compose_of_any_version_is_used_without_colours(containers):

@@ -15,10 +15,14 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import boto3
+from moto.core.exceptions import JsonRESTError
+from moto.core.responses import ActionResult
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from moto.s3.responses import S3Response
 from moto.sagemaker.models import FakeTrainingJob, sagemaker_backends
 from moto.sagemaker.responses import SageMakerResponse
 from moto.server import ThreadedMotoServer
+from moto.servicequotas.responses import ServiceQuotasResponse
 from programs import ENVIRONMENT, ROOT
 from toolkit import Host, free_port
 from werkzeug.serving import make_server
@@ -36,7 +40,8 @@ NO_AWS |= {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devn
 class AWS:
     """An API server with one bucket, and the environment of a person who uses it.
 
-    `requests` are the CreateTrainingJob requests, and `next_job` is what the next job's description says.
+    `requests` are the CreateTrainingJob requests, and `next_job` is what the next job's description says. `refusal` is
+    the code and message of the error that CreateTrainingJob ends with, `quotas` are the account's.
     """
 
     def __init__(self):
@@ -53,17 +58,43 @@ class AWS:
         create_training_job, init = SageMakerResponse.create_training_job, FakeTrainingJob.__init__
 
         def record(response: SageMakerResponse) -> Any:
+            if self.refusal:
+                raise JsonRESTError(*self.refusal)
             self.requests.append(json.loads(response.body))
             return create_training_job(response)
+
+        def stop(response: SageMakerResponse) -> ActionResult:
+            job = response.sagemaker_backend.training_jobs[json.loads(response.body)["TrainingJobName"]]
+            if job.training_job_status != "InProgress":
+                raise JsonRESTError("ValidationException", f"the training job is in status {job.training_job_status}")
+            self.describe(job, training_job_status="Stopping", secondary_status="Stopping")
+            return ActionResult({})
+
+        def list_quotas(response: ServiceQuotasResponse) -> str:
+            """All of a service, in pages, those that nobody asks for first."""
+            assert json.loads(response.body)["ServiceCode"] == "sagemaker"
+            if "NextToken" not in json.loads(response.body):
+                return json.dumps({"Quotas": [{"QuotaName": "Number of apps", "Value": 9.0}], "NextToken": "2"})
+            return json.dumps({"Quotas": [{"QuotaName": name, "Value": v} for name, v in self.quotas.items()]})
+
+        def find_bucket(response: S3Response) -> Any:
+            """Old buckets in Ireland have the location EU, but HeadBucket says the region."""
+            code, headers, body = head_bucket(response)
+            region = {"EU": "eu-west-1"}.get(headers.get("x-amz-bucket-region"))
+            return code, headers | ({"x-amz-bucket-region": region} if region else {}), body
 
         def describe(job: FakeTrainingJob, *args: Any, **kwargs: Any) -> None:
             init(job, *args, **kwargs)
             self.describe(job, **self.next_job)
 
         SageMakerResponse.create_training_job, FakeTrainingJob.__init__ = record, describe
+        SageMakerResponse.stop_training_job, ServiceQuotasResponse.list_service_quotas = stop, list_quotas
+        head_bucket, S3Response.head_bucket = S3Response.head_bucket, find_bucket
 
     def reset(self) -> None:
         self.requests: list[dict[str, Any]] = []
+        self.refusal: tuple[str, str] | None = None
+        self.quotas = {"ml.g4dn.12xlarge for training job usage": 2.0}
         self.next_job = {"training_job_status": "Completed", "secondary_status": "Completed"}
         self.post("reset")
         everything = {"Effect": "Allow", "Action": "*", "Resource": "*"}
@@ -125,6 +156,18 @@ class AWS:
             yield
         finally:
             self.post("reset-auth", b"inf")
+
+    def create_job(self, name: str, **description: Any) -> None:
+        """A job that somebody has started, and what its description says."""
+        self.client("sagemaker").create_training_job(
+            TrainingJobName=name,
+            AlgorithmSpecification={"TrainingInputMode": "File"},
+            RoleArn=ROLE,
+            OutputDataConfig={"S3OutputPath": f"s3://{BUCKET}/output"},
+            ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 30},
+            StoppingCondition={"MaxRuntimeInSeconds": 60},
+        )
+        self.describe(name, **description)
 
     def describe(self, job: FakeTrainingJob | str, **description: Any) -> None:
         """Changes what DescribeTrainingJob says of a job."""
