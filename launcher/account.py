@@ -55,9 +55,8 @@ def check_folder(session: Any, name: str, uri: str) -> None:
     s3 = session.client("s3")
     bucket, _, folder = uri.removeprefix("s3://").partition("/")
     try:
-        region = s3.head_bucket(Bucket=bucket)[
-            "BucketRegion"
-        ]  # get_bucket_location calls eu-west-1 "EU" in old buckets
+        # get_bucket_location would call eu-west-1 "EU" for old buckets.
+        region = s3.head_bucket(Bucket=bucket)["BucketRegion"]
     except ClientError as error:
         refuse_if(error.response["Error"]["Code"] == "404", f"{name}: there is no bucket {bucket}")
         raise
