@@ -26,7 +26,9 @@ def check_machine(options: Any) -> None:
     version = output_of("docker", "version")
     if version.returncode:
         reason = version.stdout.strip().splitlines()[-1]
-        raise ValueError(f"Docker cannot be used: {reason}; see https://docs.docker.com/engine/install/")
+        raise ValueError(
+            f"Docker is not running, or not for you: {reason}; see https://docs.docker.com/engine/install/"
+        )
     compose_command()
     if "/" not in options.image_uri and output_of("docker", "image", "inspect", options.image_uri).returncode:
         raise ValueError(f"--image_uri={options.image_uri}: not built yet; build it with ./docker/build-image.sh")
