@@ -61,12 +61,13 @@ def test_the_agent_of_a_host_that_has_vanished_copies_nothing_more(tmp_path):
 
 
 def test_the_agent_stops_for_good_at_a_file_that_keeps_growing(tmp_path):
-    agent = CheckpointAgent(tmp_path / "folder", tmp_path / "store", tmp_path / "gone", seconds=0)
+    agent = CheckpointAgent(tmp_path / "folder", tmp_path / "store", tmp_path / "gone", seconds=0, growth_seconds=0.05)
     agent.start()
     with open(tmp_path / "folder/events", "w") as file:
         while not agent.gave_up_at:
             file.write("event\n")
             file.flush()
+            time.sleep(0.001)
     (tmp_path / "folder/later").touch()
     agent.finish()
     assert agent.gave_up_at == "events" and not (tmp_path / "store/later").exists()

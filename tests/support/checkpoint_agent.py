@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from threading import Event, Thread
 
-MAX_GROWTHS = 5  # copies in succession of one file, each of which finds it grown, after which the agent gives up
+MAX_GROWTHS = 10  # intervals in which one file has grown, after which the agent gives up
 
 
 class CheckpointAgent:
@@ -22,14 +22,16 @@ class CheckpointAgent:
         store: What it is copied to.
         is_gone: A file that appears when the host vanishes, at which the agent leaves things as they are.
         seconds: How long it takes when it takes its time.
+        growth_seconds: The intervals in which it looks whether a file still grows; one is written in less than ten.
     """
 
-    def __init__(self, folder: Path, store: Path, is_gone: Path, seconds: float = 1.0):
+    def __init__(self, folder: Path, store: Path, is_gone: Path, seconds: float = 1.0, growth_seconds: float = 1.0):
         self.folder, self.store, self.is_gone, self.seconds = folder, store, is_gone, seconds
+        self.growth_seconds = growth_seconds
         self.gave_up_at = ""
         self._numbers = random.Random(0)
         self._end = Event()
-        self._growths: dict[str, int] = {}
+        self._growths: dict[str, set[int]] = {}
         store.mkdir(exist_ok=True)
         shutil.copytree(store, folder, dirs_exist_ok=True)
         self._copied = self._look()
@@ -62,11 +64,12 @@ class CheckpointAgent:
             changed = [name for name in seen if self._copied.get(name) != seen[name]]
             self._numbers.shuffle(changed)
             for name in changed:
-                has_grown = name in self._copied and seen[name][0] > self._copied[name][0]
-                self._growths[name] = self._growths.get(name, 0) + 1 if has_grown else 0
-                if self._growths[name] == MAX_GROWTHS:
-                    self.gave_up_at = name
-                    return
+                if name in self._copied and seen[name][0] > self._copied[name][0]:
+                    growths = self._growths.setdefault(name, set())
+                    growths.add(int(time.monotonic() / self.growth_seconds))
+                    if len(growths) == MAX_GROWTHS:
+                        self.gave_up_at = name
+                        return
                 if self._copy(name, seen[name][0]):
                     self._copied[name] = seen[name]
             if is_last and not changed:
