@@ -81,6 +81,8 @@ class CheckpointFiles(TorchCheckpointIO):
         for path in paths:
             try:
                 checkpoint = read_fitting(path, model, options if ckpt_path is None else {})
+                step, epoch = checkpoint["global_step"], checkpoint["epoch"]
+                print(f"going on from {path}, step {step} in epoch {epoch}", flush=True)
                 self.kept = [path]
                 return checkpoint
             except ValueError as error:

@@ -30,18 +30,15 @@ class Resume(Checkpoint):
         self.best, self.files, self.options = best, files, options
         self.stop_signal = StopSignal(timeout)
         self.found: dict[str, Any] | None = None  # the checkpoint from which this run goes on
-        self._point, self._random_states = "end", None
-        self._last_step: int | None = None
+        self._point, self._random_states, self._last_step = "end", None, None
 
     def find(self, trainer: Trainer, model: LightningModule, ckpt_path: str | None) -> None:
         """Finds the checkpoint to go on from, on rank 0, before training begins. Raises ValueError."""
         self.found = self.files.find(ckpt_path, model, self.options)
-        if self.found:
-            step, epoch = self.found["global_step"], self.found["epoch"]
-            print(f"going on from {self.files.kept[0]}, step {step} in epoch {epoch}", flush=True)
-            for logger, state in zip(trainer.loggers, self.found["resume"]["loggers"], strict=False):
-                if state is not None:
-                    logger.load_state_dict(state)
+        states = self.found["resume"]["loggers"] if self.found else []
+        for logger, state in zip(trainer.loggers, states, strict=False):
+            if state is not None:
+                logger.load_state_dict(state)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
