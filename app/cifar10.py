@@ -30,10 +30,6 @@ class CIFAR10DataModule(LightningDataModule):
         seed: Seed of the validation split and of each epoch's order, crops and mirrorings, from 0.
         verify: Accept only files with CIFAR-10's official MD5 checksums. Otherwise check their structure only.
         url: Where a missing archive is downloaded from.
-
-    Raises:
-        ValueError: An argument is out of range, or the files are not CIFAR-10's.
-        OSError: The archive cannot be read, or is missing and cannot be downloaded.
     """
 
     num_classes = 10

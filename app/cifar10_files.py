@@ -56,17 +56,12 @@ def download(url: str, target: Path, verify: bool) -> bytes:
         write_atomically(checked(content, target, verify), target)
         return content
     except (OSError, ValueError) as error:
-        raise OSError(
-            f"{target} is missing, and downloading it from {url} failed ({error}). "
-            "Put the file there, or train on synthetic images with --data=SyntheticCIFAR10DataModule"
-        ) from error
+        advice = "put the file there, or train on synthetic images with --data=SyntheticCIFAR10DataModule"
+        raise OSError(f"{target} is missing, and downloading it from {url} failed ({error}): {advice}") from error
 
 
 def read_cifar10(data_dir: Path, url: str = URL, verify: bool = True) -> tuple[Tensor, Tensor, int]:
-    """All images [N, 3, 32, 32] uint8, all labels [N] int64 from 0 to 9, and how many at the end are the test set.
-
-    Raises ValueError if the files are not CIFAR-10's, OSError if they cannot be read or downloaded.
-    """
+    """All images [N, 3, 32, 32] uint8, all labels [N] int64 from 0 to 9, and how many at the end are the test set."""
     archive, folder = data_dir / CIFAR10.filename, data_dir / CIFAR10.base_folder
     if folder.exists() and not archive.exists():
         files = {name: checked((folder / name).read_bytes(), folder / name, verify) for name in BATCHES}
@@ -89,8 +84,7 @@ def check_images(images: Tensor, labels: Tensor, num_classes: int, mean: tuple, 
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}: make them torch.int64 [{len(images)}]")
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(
-            f"labels are {labels.min()} to {labels.max()}: num_classes={num_classes} allows 0 to {num_classes - 1}"
-        )
+        allowed = f"num_classes={num_classes} allows 0 to {num_classes - 1}"
+        raise ValueError(f"labels are {labels.min()} to {labels.max()}: {allowed}")
     if not len(mean) == len(std) == images.shape[1]:
         raise ValueError(f"mean={mean} and std={std} must each have a value for each of {images.shape[1]} channels")

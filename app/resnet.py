@@ -19,7 +19,8 @@ class Classifier(LightningModule):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
-        self.sums: dict[str, list[Any]] = {}  # per stage: of losses, of correct answers, of images, on this rank
+        # Of losses, of correct answers, and of images, on this rank.
+        self.sums: dict[str, list[Any]] = {stage: [0.0, 0, 0] for stage in ("train", "val", "test")}
         self.start = self.pause = 0.0
 
     def forward(self, images: Tensor) -> Tensor:
@@ -51,26 +52,24 @@ class Classifier(LightningModule):
     def log_means(self, stage: str) -> dict[str, float]:
         """Logs the mean loss and the accuracy of a stage; the metrics, and the number of images of all ranks."""
         loss, num_correct, num_images = (float(total.sum()) for total in self.all_gather(self.sums[stage]))
+        self.sums[stage] = [0.0, 0, 0]
         means = {f"{stage}_loss": loss / num_images, f"{stage}_acc": num_correct / num_images}
         self.log_dict(means, prog_bar=True)
         return means | {"num_images": num_images}
 
     def on_train_epoch_start(self) -> None:
-        self.sums["train"], self.start = [0.0, 0, 0], perf_counter()
+        self.start = perf_counter()
 
     def on_train_epoch_end(self) -> None:
         num_images = self.log_means("train")["num_images"]
         self.log("images_per_second", num_images / (perf_counter() - self.start))
 
     def on_validation_epoch_start(self) -> None:
-        self.sums["val"], self.pause = [0.0, 0, 0], perf_counter()
+        self.pause = perf_counter()
 
     def on_validation_epoch_end(self) -> None:
         self.log_means("val")
         self.start += perf_counter() - self.pause
-
-    def on_test_epoch_start(self) -> None:
-        self.sums["test"] = [0.0, 0, 0]
 
     def on_test_epoch_end(self) -> None:
         accuracy = self.log_means("test")["test_acc"]

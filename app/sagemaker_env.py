@@ -29,11 +29,11 @@ class SageMakerEnvironment(LightningEnvironment):
             os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         deadline = time.monotonic() + timeout
-        while unknown := [host for host in self.hosts if not can_resolve(host)]:
-            if time.monotonic() > deadline:
-                names = f"{unknown[0]} of {', '.join(self.hosts)}"
-                raise TimeoutError(f"host {names} has not come up within {timeout:g} s")
-            time.sleep(1)
+        for host in self.hosts:
+            while not can_resolve(host):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"host {host} of {', '.join(self.hosts)} has not come up within {timeout:g} s")
+                time.sleep(1)
 
     @staticmethod
     def detect() -> bool:

@@ -11,8 +11,7 @@ def striped_images(num_images: int, num_classes: int, numbers: torch.Generator) 
     """Images [num_images, 3, 32, 32] uint8 and labels [num_images] int64 of 1 to 10 classes.
 
     Each class is a pattern of stripes: one of five slopes, fine or coarse. Slope, width, position and colour vary
-    within a class, and there is noise, so that no pixel or colour alone tells the classes apart. ValueError for more
-    than 10 classes, which is the number of patterns.
+    within a class, and there is noise, so that no pixel or colour alone tells the classes apart.
     """
     if num_classes > 10:
         raise ValueError(f"num_classes={num_classes} is out of range: there are patterns of stripes for 10 classes")

@@ -25,7 +25,7 @@ import numpy as np
 import pytorch_lightning
 import torch
 import torchvision
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -113,10 +113,11 @@ def compare_inputs(module: CIFAR10DataModule, dataset: CIFAR10, all_num_workers:
     return min(value for name, value in seconds.items() if "torchvision" in name) / seconds["ours"]
 
 
-def callbacks_of_train(folder: str, every_n_train_steps: int = 0) -> list[Callback]:
-    """Those of train.py."""
-    best = BestNetwork(folder, monitor="val_loss", save_on_train_epoch_end=True)
-    return [best, Report(print_epochs=False), Resume(folder, every_n_train_steps, INTERVAL, 300.0, {})]
+def parts_of_train(folder: str, every_n_train_steps: int = 0) -> dict[str, list]:
+    """Trainer's callbacks and plugins in train.py."""
+    best = BestNetwork(folder, every_n_train_steps, INTERVAL, monitor="val_loss")
+    files = CheckpointFiles(best.folder)
+    return {"callbacks": [best, Report(print_epochs=False), Resume(best, files, 300.0, {})], "plugins": [files]}
 
 
 class TimedClassifier(Classifier):
@@ -136,8 +137,7 @@ def time_trainer(
     with tempfile.TemporaryDirectory() as folder:
         logger = S3TensorBoardLogger(save_dir or folder, flush_secs=flush_secs)
         logger.check()
-        callbacks = callbacks_of_train(folder)
-        parts = {"logger": logger, "callbacks": callbacks, "plugins": [CheckpointFiles()]}
+        parts = {"logger": logger, **parts_of_train(folder)}
         limits = {"max_epochs": 1, "limit_train_batches": SKIPPED + num_steps, "limit_val_batches": 0}
         quiet = {"enable_progress_bar": False, "enable_model_summary": False}
         Trainer(accelerator="cpu", devices=1, deterministic="warn", **parts, **limits, **quiet).fit(model, module)
@@ -183,10 +183,9 @@ def time_checkpoint(network: nn.Module, module: CIFAR10DataModule) -> float:
     """Seconds that a step takes longer if it ends with a checkpoint of all that a run needs to go on."""
     model, every = TimedClassifier(network), 5
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        callbacks = callbacks_of_train(folder, every)
         limits = {"max_epochs": 1, "limit_train_batches": 8 * every - 1, "limit_val_batches": 0}
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        parts = {"callbacks": callbacks, "plugins": [CheckpointFiles()]}
+        parts = parts_of_train(folder, every)
         Trainer(accelerator="cpu", devices=1, deterministic="warn", **parts, **limits, **quiet).fit(model, module)
     torch.use_deterministic_algorithms(False)
     steps = [end - start for start, end in pairwise(model.times)]

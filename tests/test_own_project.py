@@ -229,8 +229,9 @@ def test_going_on_with_another_batch_size_is_refused(tmp_path):
     options = (*GLYPHS, *THREE_EPOCHS, "--data.batch_size=50")
     stderr = train(*options, "--ckpt_path=last", cwd=tmp_path, code=2).stderr
     assert stderr.splitlines()[-1] == (
-        "train.py: error: logs/checkpoints/last-step=16.ckpt is of a run with 10 batches per epoch, not 12 batches per "
-        "epoch: make them the same, or start anew with --ckpt_path=none"
+        "train.py: error: logs/checkpoints/last-step=16.ckpt is of a run with 10 batches per epoch, 1 batches per "
+        "step, 1 processes, not 12 batches per epoch, 1 batches per step, 1 processes: make them the same, or start "
+        "anew with --ckpt_path=none"
     )
     line = "not used: logs/checkpoints/last-step=16.ckpt is of a run with another data batch_size; it will be replaced"
     assert line in train(*options, cwd=tmp_path).stdout

@@ -23,23 +23,9 @@ class BestNetwork(ModelCheckpoint):
     """
 
     def __init__(
-        self,
-        dirpath: str,
-        every_n_train_steps: NonNegativeInt = 0,
-        every_n_minutes: NonNegativeFloat = 5.0,
-        **kwargs: Any,
+        self, dirpath: str, every_n_train_steps: NonNegativeInt = 0, every_n_minutes: NonNegativeFloat = 5.0, **kwargs
     ):
-        # What is named here is no option.
-        super().__init__(
-            dirpath,
-            save_last=None,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-            save_weights_only=False,
-            save_on_exception=False,
-            train_time_interval=None,
-            **kwargs,
-        )
+        super().__init__(dirpath, save_on_train_epoch_end=True, enable_version_counter=False, **kwargs)
         self.folder, self.every_n_steps, self.every_n_seconds = Path(dirpath), every_n_train_steps, every_n_minutes * 60
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

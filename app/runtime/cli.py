@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from jsonargparse.typing import PositiveFloat
 from lightning_fabric.plugins.environments import TorchElasticEnvironment
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
@@ -23,7 +22,7 @@ from torch.optim import Optimizer
 
 from runtime.best_network import BestNetwork
 from runtime.checkpoint_files import CheckpointFiles
-from runtime.errors import BadInput, warn
+from runtime.errors import exit_with, warn
 from runtime.files import check_writable
 from runtime.parser import Parser
 from runtime.report import Report
@@ -64,13 +63,7 @@ class SaveConfig(SaveConfigCallback):
 class CLI(LightningCLI):
     """Defaults < the program's YAML < --config < options, in their order; SageMaker's folders come before the options.
 
-    Args:
-        defaults: YAML file of what the program does unless told otherwise.
-        known_classes: For options that name a class, such as "data" and "model": the classes that --help explains.
-        description: What --help says first.
-
-    Raises:
-        BadInput: The options, the machine or the data do not allow the run. Nothing has been written then.
+    If the options, the machine or the data do not allow the run, it ends with one line before anything is written.
     """
 
     def __init__(self, defaults: Path, known_classes: dict[str, list[type]], description: str):
@@ -88,12 +81,13 @@ class CLI(LightningCLI):
                 parser_kwargs=how,
             )
             self._check()
-        except (ValueError, OSError, MisconfigurationException) as error:
-            raise BadInput(str(error)) from error
+        except (ValueError, OSError) as error:
+            exit_with(error, 2)
 
     def add_arguments_to_parser(self, parser: Parser) -> None:
         parser.add_class_arguments(S3TensorBoardLogger, "logger")
-        parser.add_class_arguments(BestNetwork, "checkpoint")
+        fixed = {"save_last", "save_weights_only", "save_on_exception", "train_time_interval"}
+        parser.add_class_arguments(BestNetwork, "checkpoint", skip=fixed)
         for name, (kind, default, explanation) in OPTIONS.items():
             parser.add_argument(f"--{name}", type=kind, default=default, help=explanation)
         parser.read_whole_numbers_as_such()
@@ -141,15 +135,16 @@ class CLI(LightningCLI):
         if config.enable_progress_bar is None:
             config.enable_progress_bar = sys.stdout.isatty()
         register_strategies(timeout)
-        config.plugins = [CheckpointFiles(), *(config.plugins or [])]
+        self.best = self.config_init.checkpoint
+        files = CheckpointFiles(self.best.folder)
+        config.plugins = [files, *(config.plugins or [])]
         if SageMakerEnvironment.detect():
             environment = SageMakerEnvironment(timeout)
             environment.validate_settings(num_devices=1, num_nodes=config.num_nodes)
             config.plugins.append(environment)
         if config.logger is None:
             config.logger = self.config_init.logger
-        self.best = self.config_init.checkpoint
-        self.resume = None if config.fast_dev_run else Resume(self.best, timeout, self._options_of_this_run())
+        self.resume = None if config.fast_dev_run else Resume(self.best, files, timeout, self._options_of_this_run())
         callbacks = [self.best, Report(not config.enable_progress_bar), self.resume]
         self.trainer_defaults["callbacks"] = [callback for callback in callbacks if callback]
         return super().instantiate_trainer(**kwargs)
@@ -165,9 +160,7 @@ class CLI(LightningCLI):
         for directory in (config.logger.save_dir, config.checkpoint.dirpath, config.model_dir):
             if directory and "://" not in str(directory):
                 check_writable(directory)
-        environment = getattr(trainer.strategy, "cluster_environment", None)
-        is_first = not ((environment and environment.node_rank()) or trainer.local_rank)  # Lightning's is not known yet
-        if self.resume and is_first:
+        if self.resume and trainer.node_rank == trainer.local_rank == 0:  # Lightning knows no global rank yet
             self.resume.find(trainer, self.model, config.ckpt_path)
         if trainer.local_rank == 0:
             for part in (*trainer.loggers, self.datamodule):
@@ -192,12 +185,10 @@ class CLI(LightningCLI):
             torch.distributed.destroy_process_group()
 
 
+# With unused parameters to find, DDP never sorts the gradients into new buckets, and so adds up those of more than two
+# ranks in the same order after a resume as before: exact in 6 of 6 drills, where "ddp" was in none.
 def register_strategies(timeout: float) -> None:
-    """Makes the processes of "ddp" wait for each other for `timeout` seconds, and adds "ddp_exact".
-
-    With unused parameters to find, DDP never sorts the gradients into new buckets, and so adds up those of more than
-    two ranks in the same order after a resume as before: exact in 6 of 6 drills, where "ddp" was in none.
-    """
+    """Makes the processes of "ddp" wait for each other for `timeout` seconds, and adds "ddp_exact"."""
     limits = {"override": True, "timeout": timedelta(seconds=timeout)}
     StrategyRegistry.register("ddp", DDPStrategy, **limits)
     StrategyRegistry.register("ddp_exact", DDPStrategy, find_unused_parameters=True, **limits)

@@ -13,10 +13,6 @@ from sagemaker_env import report_failure
 from torch.distributed import DistError
 
 
-class BadInput(Exception):
-    """The program cannot do what it was asked to."""
-
-
 class AgreedEnd(Exception):
     """All ranks end after the same step: its message and its exit code."""
 
@@ -29,29 +25,27 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (BadInput, MisconfigurationException) as error:
+    except MisconfigurationException as error:
         exit_with(error, 2)
     except AgreedEnd as end:
-        message, code = end.args
         if int(os.environ.get("LOCAL_RANK", 0)):
             sys.exit(0)  # Lightning kills a host's first rank if another one ends with an error, and that one reports
-        exit_with(AgreedEnd(message), code)
+        exit_with(*end.args)
     except KeyboardInterrupt:  # before there is anything to save
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             exit_with(error, 2)
-        of_gloo = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "pair closure"))
-        if isinstance(error, DistError) or of_gloo:
+        if isinstance(error, DistError) or any(word in str(error) for word in ("gloo", "pair closure")):
             reason = "the processes have not found, or have lost, each other within --process_group_timeout"
-            exit_with(TimeoutError(f"{reason}: {error}"), 1)
+            exit_with(f"{reason}: {error}", 1)
         report_failure(f"{type(error).__name__}: {error}")
         raise
 
 
-def exit_with(error: Exception, code: int) -> NoReturn:
+def exit_with(reason: object, code: int) -> NoReturn:
     """Ends the program with one line on stderr."""
-    message = f"train.py: error: {' '.join(str(error).split())}"
+    message = f"train.py: error: {' '.join(str(reason).split())}"
     report_failure(message)
     print(message, file=sys.stderr)
     sys.exit(code)

@@ -56,10 +56,8 @@ class IndexLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on from a loader's state; ValueError if no batch of this one begins there."""
-        epoch, position = state["epoch"], state["num_samples"]
-        if position != self.num_samples and (position % self.global_batch_size or position > self.num_samples):
-            raise ValueError(
-                f"cannot go on after {position} of {self.num_samples} samples with a global batch of "
-                f"{self.global_batch_size}: choose the batch size that makes the global batch what it was"
-            )
+        epoch, position, size = state["epoch"], state["num_samples"], self.global_batch_size
+        if position != self.num_samples and (position % size or position > self.num_samples):
+            line = f"cannot go on after {position} of {self.num_samples} samples with a global batch of {size}"
+            raise ValueError(f"{line}: choose the batch size that makes the global batch what it was")
         self.epoch, self._start, self._position = epoch, position, position

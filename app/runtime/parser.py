@@ -9,7 +9,7 @@ from typing import ClassVar, NoReturn, get_args
 from jsonargparse import ArgumentParser
 from pytorch_lightning.cli import LightningArgumentParser
 
-from runtime.errors import BadInput, exit_with
+from runtime.errors import exit_with
 
 
 class Parser(LightningArgumentParser):
@@ -20,37 +20,25 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         while str(ex).startswith("Does not validate") and ex.__cause__:  # jsonargparse around our own line
             ex = message = ex.__cause__
-        options = [option for parser in (self, *self._class_parsers().values()) for option in parser.option_names()]
+        options = re.findall(r"^  (--[\w.]+)", self.format_help(), re.MULTILINE)
         # Not an exception, which a parser of a class around this one would take for one of several possible reasons.
-        exit_with(BadInput(explain(str(message), options, self.known_classes)), 2)
+        exit_with(explain(str(message), options, self.known_classes), 2)
 
     def format_help(self) -> str:
-        sections = [f"With --{name}:\n{parser.format_help()}" for name, parser in self._class_parsers().items()]
-        return "\n".join([super().format_help(), *sections])
-
-    def option_names(self) -> list[str]:
-        return list(self._option_string_actions)
+        sections = [super().format_help()]
+        for key, classes in self.known_classes.items():
+            for known in classes:
+                parser = ArgumentParser(usage=SUPPRESS, add_help=False)
+                # What the program itself gives is skipped.
+                parser.add_class_arguments(known, key, skip={"params", "optimizer"}, fail_untyped=False)
+                sections.append(f"With --{key}={known.__name__}:\n{parser.format_help()}")
+        return "\n".join(sections)
 
     def read_whole_numbers_as_such(self) -> None:
         """typing caches Union[float, int] and Union[int, float] as one, so that 1 (batch) could become 1.0 (all)."""
         for action in self._actions:
             if {int, float} <= set(get_args(getattr(action, "_typehint", None))):
                 action._typehint = int | action._typehint
-
-    def _class_parsers(self) -> dict[str, "ClassParser"]:
-        parsers = {}
-        for key, classes in self.known_classes.items():
-            for known in classes:
-                parsers[f"{key}={known.__name__}"] = parser = ClassParser(usage=SUPPRESS, add_help=False)
-                # What the program itself gives is skipped.
-                parser.add_class_arguments(known, key, skip={"params", "optimizer"}, fail_untyped=False)
-        return parsers
-
-
-class ClassParser(ArgumentParser):
-    """The options of one class."""
-
-    option_names = Parser.option_names
 
 
 def explain(message: str, options: list[str], known_classes: dict[str, list[type]]) -> str:

@@ -9,29 +9,31 @@ from runtime.private_lightning import loaders, num_steps_done
 
 
 class Report(Checkpoint):  # which Lightning calls after the module's own hooks, where most modules log
-    """Prints what trains, and, where it is asked to, what the module logs per epoch as key=value pairs for CloudWatch.
-
-    It also logs the learning rate.
-    """
+    """Logs the learning rate, and prints what trains and, where asked to, what the module logs per epoch."""
 
     def __init__(self, print_epochs: bool):
         self.print_epochs = print_epochs
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         sizes = [num_samples_per_batch(loader, trainer.world_size) for loader in loaders(trainer)]
-        processes, hosts = count(trainer.world_size, "process", "processes"), count(trainer.num_nodes, "host", "hosts")
         samples = f"{sum(sizes) * trainer.accumulate_grad_batches} samples per step, " if all(sizes) else ""
         if trainer.is_global_zero:
-            where = f"{processes} on {hosts}, device {trainer.strategy.root_device.type}"
-            print(f"training in {where}, {samples}from step {trainer.global_step}", flush=True)
+            processes = f"{trainer.world_size} process{'es' if trainer.world_size > 1 else ''}"
+            hosts = f"{trainer.num_nodes} host{'s' if trainer.num_nodes > 1 else ''}"
+            device = trainer.strategy.root_device.type
+            print(
+                f"training in {processes} on {hosts}, device {device}, {samples}from step {trainer.global_step}",
+                flush=True,
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = num_steps_done(trainer)
         if trainer.log_every_n_steps and (step + 1) % trainer.log_every_n_steps == 0:
             rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
             for logger in trainer.loggers:
-                names = ("lr", *(f"lr_{number}" for number in range(1, len(rates))))
-                logger.log_metrics(dict(zip(names, rates, strict=True)), step=step)
+                logger.log_metrics(
+                    {f"lr_{number}" if number else "lr": rate for number, rate in enumerate(rates)}, step
+                )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print(trainer, {"epoch": trainer.current_epoch, "step": trainer.global_step})
@@ -59,10 +61,6 @@ def num_samples_per_batch(loader: Any, world_size: int) -> int:
         return loader.global_batch_size
     parts = loader, getattr(loader, "batch_sampler", None)
     return max(getattr(part, "batch_size", 0) or 0 for part in parts) * world_size
-
-
-def count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 def print_summary(rows: dict[str, Any]) -> None:

@@ -2,7 +2,9 @@
 
 import signal
 import time
+from datetime import timedelta
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
@@ -12,9 +14,8 @@ from sagemaker_env import in_sagemaker, job_name
 
 from runtime import private_lightning
 from runtime.best_network import BestNetwork
-from runtime.checkpoint_files import CheckpointFolder, end_mark, find_checkpoint
+from runtime.checkpoint_files import CheckpointFiles, end_mark
 from runtime.errors import AgreedEnd
-from runtime.stop_signal import StopSignal
 
 
 class Resume(Checkpoint):
@@ -22,31 +23,22 @@ class Resume(Checkpoint):
 
     There are three points to go on from: after a step inside an epoch, if the loader can tell its position; the end of
     an epoch; the end of the run. Each is a file `last-step=N.ckpt`, of which the last two are kept. Only rank 0 reads
-    and writes; the others get from it what they need.
-
-    Args:
-        best: The callback that has the options of the checkpoints.
-        timeout: Seconds that the ranks wait for each other.
-        options: What two runs must have in common for one to go on where the other was.
+    and writes; the others get from it what they need. Runs with other `options` do not go on from each other.
     """
 
-    def __init__(self, best: BestNetwork, timeout: float, options: dict[str, Any]):
-        self.folder, self.options = CheckpointFolder(best.folder), options
-        self.every_n_steps, self.every_n_seconds = best.every_n_steps, best.every_n_seconds
+    def __init__(self, best: BestNetwork, files: CheckpointFiles, timeout: float, options: dict[str, Any]):
+        self.best, self.files, self.options = best, files, options
         self.stop_signal = StopSignal(timeout)
         self.found: dict[str, Any] | None = None  # the checkpoint from which this run goes on
-        self._point, self._random_states = "end", None
-        self._last_step: int | None = None
+        self._point, self._random_states, self._last_step = "end", None, None
 
     def find(self, trainer: Trainer, model: LightningModule, ckpt_path: str | None) -> None:
-        """Finds the checkpoint to go on from, on rank 0, before training begins. Raises BadInput."""
-        if found := find_checkpoint(self.folder.files(), ckpt_path, model, self.options):
-            path, self.found = found
-            for logger, state in zip(trainer.loggers, self.found["resume"]["loggers"], strict=False):
-                if state is not None:
-                    logger.load_state_dict(state)
-            self.folder.kept = [path]
-            print(f"going on from {path}, step {self.found['global_step']} in epoch {self.found['epoch']}", flush=True)
+        """Finds the checkpoint to go on from, on rank 0, before training begins. Raises ValueError."""
+        self.found = self.files.find(ckpt_path, model, self.options)
+        states = self.found["resume"]["loggers"] if self.found else []
+        for logger, state in zip(trainer.loggers, states, strict=False):
+            if state is not None:
+                logger.load_state_dict(state)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -62,28 +54,20 @@ class Resume(Checkpoint):
         private_lightning.call_between_steps(trainer, partial(self._between_steps, trainer))
         self._last_time = time.monotonic()
         if trainer.is_global_zero and not private_lightning.can_tell_positions(trainer):
-            line = (
-                "the training loader cannot tell its position, so an interrupted run goes on from the end of an epoch"
-            )
-            print(f"{line}; torchdata's StatefulDataLoader can", flush=True)
+            line = "the training loader cannot tell its position, so an interrupted run goes on from the end of an"
+            print(f"{line} epoch; torchdata's StatefulDataLoader can", flush=True)
         if self.found:
             state, self.found = self.found["resume"], None
-            self._check_that_it_fits(trainer, state["shape"])
-            same_ranks = len(state["ranks"]) == trainer.world_size
+            before, now, same_ranks = state["shape"], shape(trainer), len(state["ranks"]) == trainer.world_size
+            if before != now:
+                line = f"is of a run with {before}, not {now}: make them the same, or start anew with --ckpt_path=none"
+                raise AgreedEnd(f"{self.files.kept[0] if self.files.kept else 'the checkpoint'} {line}", 2)
+            if not same_ranks and trainer.is_global_zero:
+                print(f"{trainer.world_size} processes instead of {len(state['ranks'])} go on, so not bit for bit")
             rank = state["ranks"][trainer.global_rank if same_ranks else 0]
             private_lightning.go_on(trainer, state["point"] == "between steps", rank["loaders"], state["metrics"])
             self._last_step = private_lightning.num_steps_done(trainer)
             self._random_states = rank["random_states"] if same_ranks else None
-
-    def _check_that_it_fits(self, trainer: Trainer, before: dict[str, Any]) -> None:
-        now = shape(trainer)
-        others = [name for name in now if before[name] != now[name]]
-        if others and (now["samples per step"] is None or "samples per step" in others):
-            one, other = (", ".join(f"{values[name]} {name}" for name in others) for values in (before, now))
-            line = f"is of a run with {one}, not {other}: make them the same, or start anew with --ckpt_path=none"
-            raise AgreedEnd(f"{self.folder.kept[0] if self.folder.kept else 'the checkpoint'} {line}", 2)
-        if others and trainer.is_global_zero:
-            print(f"{trainer.world_size} processes instead of {before['processes']} go on, so not bit for bit")
 
     def _between_steps(self, trainer: Trainer) -> None:
         if self._random_states:
@@ -91,9 +75,9 @@ class Resume(Checkpoint):
             self._random_states = None
         is_new_epoch = not private_lightning.num_batches_done(trainer)
         num_steps = private_lightning.num_steps_done(trainer) - (self._last_step or 0)
-        is_late = 0 < self.every_n_seconds <= time.monotonic() - self._last_time
+        is_late = 0 < self.best.every_n_seconds <= time.monotonic() - self._last_time
         signum, is_late = self.stop_signal.agree(trainer, is_late)
-        is_due = is_new_epoch or self._last_step is None or 0 < self.every_n_steps <= num_steps
+        is_due = is_new_epoch or self._last_step is None or 0 < self.best.every_n_steps <= num_steps
         is_due |= is_late and num_steps > 1  # the ranks still say that it was late in the step after a checkpoint
         if num_steps and (is_due or signum) and (is_new_epoch or private_lightning.can_go_on_from_here(trainer)):
             self._save(trainer, "between steps")
@@ -107,13 +91,14 @@ class Resume(Checkpoint):
     def _stop_if_asked(self, trainer: Trainer, signum: int) -> None:
         if signum:
             for logger in trainer.loggers if trainer.is_global_zero else []:
-                logger.finalize("failed")
+                if hasattr(logger, "finish"):
+                    logger.finish()
             trainer.strategy.barrier()
             reason = f"stopped by {signal.Signals(signum).name} after step {trainer.global_step}"
             self._end(trainer, reason, 128 + signum)
 
     def _end(self, trainer: Trainer, reason: str, code: int) -> None:
-        where = f"goes on from {self.folder.kept[-1]}" if self.folder.kept else "starts anew"
+        where = f"goes on from {self.files.kept[-1]}" if self.files.kept else "starts anew"
         raise AgreedEnd(f"{reason}; the same command {where if trainer.is_global_zero else 'goes on'}", code)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -127,13 +112,12 @@ class Resume(Checkpoint):
         if not trainer.strategy.reduce_boolean_decision(is_finite):
             reason = f"the weights are not finite after step {trainer.global_step}: try a smaller learning rate"
             self._end(trainer, reason, 1)
-        path, self._point = self.folder.file(trainer.global_step), point
+        path, self._point = self.files.path(trainer.global_step), point
         trainer.save_checkpoint(path, weights_only=False)
         self._point = "end"
         self._last_step, self._last_time = private_lightning.num_steps_done(trainer), time.monotonic()
-        if trainer.is_global_zero and not trainer.strategy.checkpoint_io.error:
-            self.folder.keep(path)
-            trainer.strategy.checkpoint_io.remove_superseded()
+        if trainer.is_global_zero and not self.files.error:
+            self.files.keep(path)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         loggers = trainer.loggers if trainer.is_global_zero else []
@@ -150,21 +134,53 @@ class Resume(Checkpoint):
     def end(self, trainer: Trainer) -> None:
         """Says that nothing is left to do. Raises AgreedEnd if the last checkpoint could not be written."""
         if trainer.is_global_zero:
-            if error := trainer.strategy.checkpoint_io.error:
-                raise AgreedEnd(f"the last checkpoint could not be written: {error}", 1)
-            for path in self.folder.kept[-1:] if not in_sagemaker() else []:  # which may repeat a job
+            if self.files.error:
+                raise AgreedEnd(f"the last checkpoint could not be written: {self.files.error}", 1)
+            for path in self.files.kept[-1:] if not in_sagemaker() else []:  # which may repeat a job
                 end_mark(path).touch()
 
 
-def shape(trainer: Trainer) -> dict[str, Any]:
+class StopSignal:
+    """Hears signals, and lets the ranks agree on them; one that says nothing for `timeout` seconds counts as lost."""
+
+    # What a rank says is read by all one step later, and goes over the network of the hosts (gloo), never through a
+    # GPU: so no rank waits for another, or for its own device, which would cost each step a synchronization.
+
+    def __init__(self, timeout: float):
+        self.timeout = timedelta(seconds=timeout)
+        self.signum = 0
+        self._group, self._before = None, (torch.zeros(2, dtype=torch.int64), None)
+
+    def listen(self) -> None:
+        # Lightning's own handler makes ranks that get a signal at different times hang.
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._on_signal)
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait for the step's end
+
+    def agree(self, trainer: Trainer, is_late: bool = False) -> tuple[int, bool]:
+        """The signal that any rank has heard, or 0, and whether it is late by any rank's clock."""
+        said, work = torch.tensor([self.signum, int(is_late)]), None
+        if trainer.world_size > 1:
+            if self._group is None:
+                self._group = torch.distributed.new_group(backend="gloo", timeout=self.timeout)
+            work = torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX, self._group, async_op=True)
+            (said, work), self._before = self._before, (said, work)
+        if work is not None:
+            work.wait()
+        signum, is_late = said.tolist()
+        return signum, bool(is_late)
+
+
+def shape(trainer: Trainer) -> str:
     """What two runs must have in common for the position of one to be one of the other."""
-    sizes = [getattr(loader, "global_batch_size", None) for loader in private_lightning.loaders(trainer)]
-    return {
-        "samples per step": None if None in sizes else sum(sizes) * trainer.accumulate_grad_batches,
-        "batches per epoch": trainer.num_training_batches,
-        "batches per step": trainer.accumulate_grad_batches,
-        "processes": trainer.world_size,
-    }
+    num_batches, num_per_step = trainer.num_training_batches, trainer.accumulate_grad_batches
+    sizes = [getattr(loader, "global_batch_size", 0) for loader in private_lightning.loaders(trainer)]
+    if all(sizes):
+        return f"{sum(sizes) * num_per_step} samples per step, {num_batches} batches per epoch"
+    return f"{num_batches} batches per epoch, {num_per_step} batches per step, {trainer.world_size} processes"
 
 
 def gather(value: object) -> list[Any]:

@@ -52,9 +52,7 @@ class S3TensorBoardLogger(TensorBoardLogger):
             if self._url:
                 client().list_objects_v2(Bucket=self._url.split("/")[2], MaxKeys=1)
         except (BotoCoreError, ClientError) as error:
-            missing = "there is no such bucket; make it, or log to a folder"
-            reason = missing if "NoSuchBucket" in str(error) else error
-            raise OSError(f"--logger.save_dir={self._url}: {reason}") from error
+            raise OSError(f"--logger.save_dir={self._url}: {error}") from error
 
     @property
     @rank_zero_experiment
@@ -84,11 +82,6 @@ class S3TensorBoardLogger(TensorBoardLogger):
             path = Path(self.log_dir, name)
             if not path.exists() or path.stat().st_size < len(content):
                 write_atomically(content, path)
-
-    def finalize(self, status: str) -> None:
-        super().finalize(status)
-        if status == "failed":
-            self.finish()
 
     def _copy(self) -> None:
         """Copies all files that have changed, every `flush_secs` and at the end."""
