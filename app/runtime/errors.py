@@ -36,7 +36,8 @@ def one_line_errors() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             exit_with(error, 2)
-        if isinstance(error, DistError) or any(word in str(error) for word in ("gloo", "pair closure")):
+        of_gloo = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "pair closure"))
+        if isinstance(error, DistError) or of_gloo:
             reason = "the processes have not found, or have lost, each other within --process_group_timeout"
             exit_with(f"{reason}: {error}", 1)
         report_failure(f"{type(error).__name__}: {error}")
