@@ -42,7 +42,7 @@ def test_a_host_that_loses_a_peer_waits_for_its_own_sigterm_and_then_reports_tha
     wait_for("a peer was lost: waiting 5 s for SIGTERM", other, timeout=15)
     start = time.monotonic()
     assert other.wait() == 1
-    assert 4 < time.monotonic() - start < 10
+    assert 4 < time.monotonic() - start < 30
     assert other.failure.startswith("a peer was lost: train.py: error: the processes have not found, or have lost,")
     assert "Connection" in other.failure
 
