@@ -96,7 +96,9 @@ class Containers(image._SageMakerContainer):
             Path(volume.split(":")[0]).mkdir(parents=True, exist_ok=True)  # Docker would do it, as root
         # Threads that outnumber the cores wait for each other.
         num_threads = max(1, os.cpu_count() // self.instance_count)
-        service["environment"] = [*service["environment"], f"OMP_NUM_THREADS={num_threads}"]
+        # Nobody will stop a container that has lost another one, so it need not wait for that.
+        variables = [f"OMP_NUM_THREADS={num_threads}", "SIGTERM_WAIT_SECONDS=0"]
+        service["environment"] = [*service["environment"], *variables]
         return service | container_user() | {"container_name": host, "shm_size": "2gb", "tty": False}
 
     def train(self, *args: Any) -> str:
