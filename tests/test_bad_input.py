@@ -47,6 +47,7 @@ def error_line(*options: str, cwd: Path, run: Callable = run_train_warm, **kwarg
         (["--optimizer=Adamm"], ["--optimizer=Adamm", "Adam"]),
         (["--config=missing.yaml"], ["missing.yaml", "does not exist"]),
         (["--trainer.accelerator=abacus"], ["abacus", "cpu"]),
+        (["--trainer.accelerator=cpu", "--trainer.devices=999"], ["devices=999", f"{os.cpu_count()} cores"]),
         (["--trainer.accelerator=cpu", "--trainer.devices=-1"], ["devices=-1", "needs a GPU", "--trainer.devices=1"]),
         (["--data.batch_size=0"], ["--data.batch_size: ", " 0 ", "v>0"]),
         (["--data.val_split=0"], ["--data.val_split: ", " 0 ", "v>0"]),

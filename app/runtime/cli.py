@@ -131,7 +131,7 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config, timeout = self.config_init.trainer, self.config_init.process_group_timeout
-        check_gpu(config.accelerator, config.devices)
+        check_devices(config.accelerator, config.devices)
         if config.enable_progress_bar is None:
             config.enable_progress_bar = sys.stdout.isatty()
         register_strategies(timeout)
@@ -194,10 +194,14 @@ def register_strategies(timeout: float) -> None:
     StrategyRegistry.register("ddp_exact", DDPStrategy, find_unused_parameters=True, **limits)
 
 
-def check_gpu(accelerator: str, devices: Any) -> None:
-    """Raises ValueError if there is no GPU where one is asked for; torch warns of a driver that is too old."""
+def check_devices(accelerator: str, devices: Any) -> None:
+    """Raises ValueError for a GPU that is not there, and for more processes on the CPU than it has cores."""
     has_gpu = accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
     if not has_gpu and (accelerator in ("gpu", "cuda") or str(devices) == "-1"):
         line = f"needs a GPU, and torch {torch.__version__}, made for CUDA {torch.version.cuda}, finds none"
         advice = "train on the CPU with --trainer.accelerator=cpu --trainer.devices=1"
         raise ValueError(f"--trainer.accelerator={accelerator} --trainer.devices={devices}: {line}; {advice}")
+    # Each is a process, and far too many of them would take all memory of the machine.
+    if not has_gpu and str(devices) not in ["auto", *map(str, range(1, os.cpu_count() + 1))]:
+        limit = f"on the CPU it is a number of processes, from 1 to the {os.cpu_count()} cores of this machine"
+        raise ValueError(f"--trainer.devices={devices}: {limit}")
