@@ -45,7 +45,9 @@ def check_options(options: Any) -> None:
     refuse_if(needs_gpu and not has_gpu, f"--instance_type={kind}: has no GPU for trainer.accelerator=gpu; {USE_CPU}")
     for path in options.channels.values():
         has_data = "://" in path or (Path(path).is_dir() and os.listdir(path))
-        refuse_if(not has_data, f"--input_path={path}: is no folder with data; README.md says how to make it")
+        refuse_if(
+            not has_data, f"--input_path={path}: is no folder with data; give yours, or get CIFAR-10 as README.md says"
+        )
 
 
 def check_cloud_options(options: Any) -> None:

@@ -104,8 +104,11 @@ def test_what_cannot_be_read_ends_in_one_line(capsys, args, line):
     [
         ("--instance_count=0", "--instance_count=0: must be 1 or more"),
         ("--instance_type=local", "--instance_type=local: has no GPU for trainer.accelerator=gpu; train on the CPU "),
-        ("--input_path=no-such-folder", "--input_path=no-such-folder: is no folder with data; README.md says"),
-        ("--input_path=empty", "--input_path=empty: is no folder with data; README.md says"),
+        (
+            "--input_path=no-such-folder",
+            "--input_path=no-such-folder: is no folder with data; give yours, or get CIFAR-10 as README.md",
+        ),
+        ("--input_path=empty", "--input_path=empty: is no folder with data; give yours, or get CIFAR-10 as README.md"),
     ],
 )
 def test_an_option_that_does_not_fit_this_machine_ends_in_one_line(laptop, capsys, args, line):

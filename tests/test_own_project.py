@@ -237,6 +237,36 @@ def test_going_on_with_another_batch_size_is_refused(tmp_path):
     assert line in train(*options, cwd=tmp_path).stdout
 
 
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (["--model=missing.Net"], "--model=missing.Net is not valid: No module named 'missing'"),
+        (["--model=projects.Net"], "--model=projects.Net is not valid: module 'projects' has no attribute 'Net'"),
+        (
+            ["--model=projects.PlainData"],
+            "--model=projects.PlainData is not valid: Import path does not correspond to a subclass of LightningModule",
+        ),
+        (["--model=glyph_net.GlyphNet", "--model.width=wide"], "--model.width=wide is not valid: it must be int"),
+        (
+            ["--model=glyph_net.GlyphNet", "--model.widht=3"],
+            "there is no option --model.widht; did you mean --model.width?",
+        ),
+        (
+            ["--model.width=3", "--model=glyph_net.GlyphNet"],
+            "there is no option --model.width; --help lists all options; --model=CLASS comes before its arguments",
+        ),
+        (
+            ["--lr_scheduler=StepLR"],
+            "not given, but required (an argument of --data's class is --data.NAME, and so on): step_size",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_in_an_own_project_is_told_in_one_line_with_the_whole_option(tmp_path, options, expected):
+    result = train(STATEFUL, *options, cwd=tmp_path, code=2)
+    assert result.stderr == f"train.py: error: {expected}\n"
+
+
 @pytest.fixture
 def job(tmp_path) -> dict[str, str]:
     """What SageMaker's toolkit puts into the environment."""

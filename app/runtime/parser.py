@@ -46,15 +46,32 @@ def explain(message: str, options: list[str], known_classes: dict[str, list[type
     kinds = re.findall(r"<class '(?:\w+\.)*(\w+)|Literal\[(.*?)\]", message.split("Errors:")[0])
     names = {option.split(".")[-1]: option for option in options} | {option: option for option in options}
     if typo := re.search(r"(?:arguments: |ption ')([^\s=']+)", message):
-        similar = difflib.get_close_matches(typo[1], names, 1)
-        hint = f"did you mean {names[similar[0]]}?" if similar else "--help lists all options"
-        return f"there is no option {typo[1]}; {hint}"
+        option = as_given(typo[1])
+        if similar := difflib.get_close_matches(typo[1], names, 1):
+            known = names[similar[0]]
+            group = "--" if "." in known else option.removesuffix(typo[1])
+            return f"there is no option {option}; did you mean {group}{known.removeprefix('--')}?"
+        order = f"; {option.rpartition('.')[0]}=CLASS comes before its arguments" if option != typo[1] else ""
+        return f"there is no option {option}; --help lists all options{order}"
     if kinds and (given := re.search(r'key "([^"]+)":.*(?:Given|Got) value: (.*)', message, re.DOTALL)):
         key, value = given.groups()
+        option = names.get(key) or as_given(key)
+        option = option if option.startswith("--") else f"--{option}"
+        # Why a class cannot be imported.
+        if reason := re.search(r"^ {4}- (?!Expected a)(?:Problem with .*\s+)?(.+)", message, re.MULTILINE):
+            return f"{option}={value} is not valid: {reason[1]}"
         allowed = " or ".join(map("".join, kinds)).replace(", ", " or ").replace("NoneType", "null")
         classes = [known.__name__ for known in known_classes.get(key, [])]
         hint = f", such as {' or '.join(classes)}; --help explains more" if classes else ""
-        return f"{names.get(key, f'--{key}')}={value} is not valid: it must be {allowed}{hint}"
+        return f"{option}={value} is not valid: it must be {allowed}{hint}"
     files = re.findall(r"(?:-c|--config)[ =](\S+)", " ".join(sys.argv))
     message = re.sub(r'Parser key "([^"]+)"', lambda key: names.get(key[1], f"--{key[1]}"), message)
+    of_class = "not given, but required (an argument of --data's class is --data.NAME, and so on): "
+    message = message.replace("the following arguments are required: ", of_class)
     return message + (f" (in {' or '.join(files)})" if files else "")
+
+
+def as_given(name: str) -> str:
+    """The option with this name, in full if it is on the command line: a parser of a class knows only the end of it."""
+    options = [word.partition("=")[0] for word in sys.argv]
+    return next((option for option in options if option.endswith(f".{name}")), name)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ def interrupt(
     drill = {"file": "step", "hook": hook, "step": step, "signum": int(signum)}
     values = [f"--trainer.callbacks.{name}={value}" for name, value in drill.items()]
     code = 128 + signum if signum != signal.SIGKILL else -signum
-    return train(*options, "--trainer.callbacks+=tiny.Drill", *values, cwd=cwd, code=code, **kwargs)
+    result = train(*options, "--trainer.callbacks+=tiny.Drill", *values, cwd=cwd, code=code, **kwargs)
+    # TensorBoard reads a run's files in the order of the seconds in which they were made, and a warm one takes less.
+    time.sleep(1 - time.time() % 1)
+    return result
 
 
 def end(folder: Path) -> dict[str, Any]:
