@@ -24,7 +24,7 @@ KINDS = {  # options, and steps as Lightning counts them
     "validation in the epoch": (("--model=projects.OnPlateau", STATEFUL, "--trainer.val_check_interval=0.25"), 30),
     "accumulation": (("--model=projects.OneCycle", STATEFUL, "--trainer.accumulate_grad_batches=3"), 12),
     "two optimizers": (("--model=projects.Manual", STATEFUL), 60),
-    "a sampler of its own": (("--model=projects.ReturnsDict", "--data=projects.OwnSamplerData"), 30),
+    "two processes": (("--model=projects.ReturnsDict", "--data=projects.OwnSamplerData", "--trainer.devices=2"), 15),
 }
 HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_validation_batch_end", "on_train_epoch_end")
 
@@ -32,17 +32,17 @@ HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_validation_batch_end"
 def crash_test(kind: str, folder: Path, numbers: random.Random) -> tuple[str, list[str]]:
     """Kills a run, and goes on; what it was, and what differs in the end."""
     options, num_steps = KINDS[kind]
-    options = (*COMMON, *options)
+    options, is_cold = (*COMMON, *options), kind == "two processes"  # a warm one has no program for the second
     hooks = HOOKS[:2] if kind == "two optimizers" else HOOKS  # which has no validation
     hook, step = numbers.choice(hooks), numbers.randrange(1, num_steps - num_steps // 10)
     signum = numbers.choice((signal.SIGKILL, signal.SIGTERM)) if hook != "on_train_epoch_end" else signal.SIGKILL
     uninterrupted = folder / kind
     if not uninterrupted.exists():
         uninterrupted.mkdir()
-        train(*options, cwd=uninterrupted)
+        train(*options, cwd=uninterrupted, cold=is_cold)
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        interrupt(*options, cwd=Path(name), hook=hook, step=step, signum=signum)
-        train(*options, cwd=Path(name))
+        interrupt(*options, cwd=Path(name), hook=hook, step=step, signum=signum, cold=is_cold)
+        train(*options, cwd=Path(name), cold=is_cold)
         found = differences(uninterrupted, Path(name))
     return f"{signal.Signals(signum).name} in {hook}, step {step}", found
 
