@@ -11,7 +11,6 @@ from runtime.index_loader import IndexLoader, generator
 from synthetic import striped_images
 from torch import Tensor
 
-PADDING = 4  # pixels around a training image before a random crop, as in He et al. 2015, section 4.2
 AUGMENTATION, SPLIT, SYNTHESIS = 1, 2, 3  # streams of random numbers, independent of IndexLoader's ORDER
 
 
@@ -24,9 +23,11 @@ class CIFAR10DataModule(LightningDataModule):
     Args:
         data_dir: Folder, read-only or not, with cifar-10-python.tar.gz, downloaded if missing, or cifar-10-batches-py/.
         batch_size: Images per process and step, from 1. The global batch is this times the number of processes.
-        val_split: Number of training images held out for validation, from 1 to 49,999.
+        val_split: Number of training images held out for validation, from 0 to 49,999.
         normalize: Shift and scale each channel to mean 0 and standard deviation 1; otherwise pixels are in [0, 1].
-        augment: Crop training images at random from a frame of 4 black pixels, and mirror half of them.
+        augment: Crop training images at random from a black frame, and mirror half of them.
+        padding: Width of that frame in pixels; 4 in He et al. 2015, section 4.2, and less for short trainings.
+        alternate_flips: Mirror each image in every other epoch, not at random (Jordan 2024, arXiv 2404.00498).
         seed: Seed of the validation split and of each epoch's order, crops and mirrorings, from 0.
         verify: Accept only files with CIFAR-10's official MD5 checksums. Otherwise check their structure only.
         url: Where a missing archive is downloaded from.
@@ -44,9 +45,11 @@ class CIFAR10DataModule(LightningDataModule):
         self,
         data_dir: str = ".cache",
         batch_size: PositiveInt = 32,
-        val_split: PositiveInt = 10000,
+        val_split: NonNegativeInt = 10000,
         normalize: bool = True,
         augment: bool = True,
+        padding: NonNegativeInt = 4,
+        alternate_flips: bool = False,
         seed: NonNegativeInt = 0,
         verify: bool = True,
         url: str = URL,
@@ -54,6 +57,7 @@ class CIFAR10DataModule(LightningDataModule):
         super().__init__()
         self.data_dir, self.batch_size, self.val_split = Path(data_dir), batch_size, val_split
         self.normalize, self.augment, self.seed = normalize, augment, seed
+        self.padding, self.alternate_flips = padding, alternate_flips
         self.verify, self.url, self._drawn_epoch = verify, url, None
         self.num_samples: dict[str, int] = {}
         self._tensors: dict[str, Tensor] = {}
@@ -71,15 +75,16 @@ class CIFAR10DataModule(LightningDataModule):
         if self.val_split >= num_train:
             raise ValueError(f"val_split={self.val_split} must be less than the {num_train} images for training")
         order = torch.randperm(num_train, generator=generator(self.seed, SPLIT))
-        splits = {"train": order[: -self.val_split], "val": order[-self.val_split :]}
-        for split, indices in (splits | {"test": torch.arange(num_train, len(images))}).items():
+        order = torch.cat([order, torch.arange(num_train, len(images))])
+        sizes = [num_train - self.val_split, self.val_split, num_test]
+        for split, indices in zip(("train", "val", "test"), order.split(sizes), strict=True):
             self._tensors[f"{split}_images"], self._tensors[f"{split}_labels"] = images[indices], labels[indices]
             self.num_samples[split] = len(indices)
         self._tensors["mean"] = torch.tensor(self.mean if self.normalize else (0.0,)).view(-1, 1, 1) * 255
         self._tensors["std"] = torch.tensor(self.std if self.normalize else (1.0,)).view(-1, 1, 1) * 255
         if self.augment:
             # Both mirror images are kept, half a GB of CIFAR-10: 1.6 times as fast as mirroring every batch.
-            framed = F.pad(self._tensors["train_images"], (PADDING,) * 4)
+            framed = F.pad(self._tensors["train_images"], (self.padding,) * 4)
             self._tensors["train_images"] = torch.stack([framed, framed.flip(-1)])
 
     prepare_data = check = setup  # train.py checks the data before it starts other processes
@@ -87,8 +92,8 @@ class CIFAR10DataModule(LightningDataModule):
     def train_dataloader(self) -> IndexLoader:
         return self._loader("train", seed=self.seed)
 
-    def val_dataloader(self) -> IndexLoader:
-        return self._loader("val")
+    def val_dataloader(self) -> IndexLoader | list:
+        return self._loader("val") if self.val_split else []
 
     def test_dataloader(self) -> IndexLoader:
         return self._loader("test")
@@ -109,10 +114,14 @@ class CIFAR10DataModule(LightningDataModule):
         if split == "train" and self.augment:
             if epoch != self._drawn_epoch:  # for every sample, whichever rank and batch it will be in
                 numbers, size = generator(self.seed, AUGMENTATION, epoch), (len(labels),)
-                drawn = [torch.randint(num, size, generator=numbers) for num in (2, 2 * PADDING + 1, 2 * PADDING + 1)]
+                num_places = 2 * self.padding + 1
+                drawn = [torch.randint(num, size, generator=numbers) for num in (2, num_places, num_places)]
+                if self.alternate_flips:
+                    first = torch.randint(2, size, generator=generator(self.seed, AUGMENTATION))
+                    drawn[0] = (first + epoch) % 2
                 self._tensors["drawn"], self._drawn_epoch = torch.stack(drawn).to(indices.device), epoch
             mirror, top, left = self._tensors["drawn"][:, indices]
-            height, width = (length - 2 * PADDING for length in images.shape[-2:])
+            height, width = (length - 2 * self.padding for length in images.shape[-2:])
             images = images.unfold(3, height, 1).unfold(4, width, 1)[mirror, indices, :, top, left]
         else:
             images = images[indices]

@@ -34,7 +34,7 @@ from torchvision.datasets import CIFAR10
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "app"))
 
-from cifar10 import PADDING, CIFAR10DataModule, SyntheticCIFAR10DataModule
+from cifar10 import CIFAR10DataModule, SyntheticCIFAR10DataModule
 from resnet import Classifier, ResNet18
 from runtime.best_network import BestNetwork
 from runtime.checkpoint_files import CheckpointFiles
@@ -72,7 +72,7 @@ def torchvision_dataset(module: CIFAR10DataModule) -> CIFAR10:
     images, labels, _ = module.read()
     dataset = CIFAR10.__new__(CIFAR10)  # without __init__, which reads the files
     dataset.data, dataset.targets = images.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist()
-    crop, mirror = transforms.RandomCrop(32, padding=PADDING), transforms.RandomHorizontalFlip()
+    crop, mirror = transforms.RandomCrop(32, padding=module.padding), transforms.RandomHorizontalFlip()
     dataset.transform = transforms.Compose(
         [crop, mirror, transforms.ToTensor(), transforms.Normalize(module.mean, module.std)]
     )

@@ -50,7 +50,7 @@ def error_line(*options: str, cwd: Path, run: Callable = run_train_warm, **kwarg
         (["--trainer.accelerator=cpu", "--trainer.devices=999"], ["devices=999", f"{os.cpu_count()} cores"]),
         (["--trainer.accelerator=cpu", "--trainer.devices=-1"], ["devices=-1", "needs a GPU", "--trainer.devices=1"]),
         (["--data.batch_size=0"], ["--data.batch_size: ", " 0 ", "v>0"]),
-        (["--data.val_split=0"], ["--data.val_split: ", " 0 ", "v>0"]),
+        (["--data.val_split=-1"], ["--data.val_split: ", " -1 ", "v>=0"]),
         ([*SYNTHETIC, "--data.val_split=601"], ["val_split=601", "less than"]),
         (["--ckpt_path=last"], ["--ckpt_path=last", "no checkpoint to go on from"]),
         (["--ckpt_path=gone.ckpt"], ["gone.ckpt"]),

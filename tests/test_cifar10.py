@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cifar10 import PADDING, CIFAR10DataModule, SyntheticCIFAR10DataModule
+from cifar10 import CIFAR10DataModule, SyntheticCIFAR10DataModule
 from torch import Tensor
 
 
@@ -101,7 +101,7 @@ def test_a_subclass_trains_on_the_whole_of_its_own_images(subclass):
     module, plain = own(subclass, normalize=False), own(subclass, normalize=False, augment=False)
     num_rows, num_columns = subclass.shape[1:]
     assert module.num_samples == {"train": 50, "val": 30, "test": 20}
-    framed = torch.nn.functional.pad(all_images(plain, "train"), (PADDING,) * 4)
+    framed = torch.nn.functional.pad(all_images(plain, "train"), (plain.padding,) * 4)
     framed, crops = torch.stack([framed, framed.flip(-1)]), all_images(module, "train", epoch=1)
     assert crops.shape == (50, *subclass.shape)
     mirror, top, left = module._tensors["drawn"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from programs import ENVIRONMENT, ROOT, run_train
+from results import epoch_lines
 
 README = (ROOT / "README.md").read_text()
 
@@ -23,7 +24,7 @@ def test_the_training_commands_work_as_printed(tmp_path, archive):
     (tmp_path / "app").symlink_to(ROOT / "app")
     environment = ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     training = [command for command in commands("app/train.py") if re.match("(PYTHONPATH=. )?python ", command)]
-    assert len(training) == 5
+    assert len(training) == 6
     for command in training:
         small = " --data.verify=false --data.val_split=10"
         if "--trainer.devices=2" not in command:
@@ -37,11 +38,13 @@ def test_the_training_commands_work_as_printed(tmp_path, archive):
 
 
 @pytest.mark.slow
-def test_make_train_reaches_90_percent(tmp_path):
+def test_make_train_gets_better_in_each_epoch_and_reaches_95_percent(tmp_path):
     (command,) = re.findall(r"app/train\.py (--config .*)", (ROOT / "Makefile").read_text())
     config = command.replace("app/", f"{ROOT}/app/").split()
     output = run_train(*config, cwd=tmp_path).stdout
-    assert float(re.search(r"test accuracy +([\d.]+)%", output)[1]) >= 90
+    accuracies = [line["val_acc"] for line in epoch_lines(output)]
+    assert len(accuracies) == 4 and accuracies == sorted(accuracies)
+    assert float(re.search(r"test accuracy +([\d.]+)%", output)[1]) >= 95
 
 
 def test_make_help_lists_every_command():

@@ -32,9 +32,9 @@ from runtime.s3_logger import S3TensorBoardLogger
 # Lightning's remarks on what it found and did, advertisements among them, would hide our one line.
 for name in ("lightning_fabric.utilities", "pytorch_lightning.utilities.rank_zero"):
     logging.getLogger(name).setLevel(logging.WARNING)
-# Neither helps the reader: one is a quirk of Lightning's own, the other asks to synchronize metrics that are already.
+# None helps the reader: of a quirk of Lightning's own, of metrics that are synchronized already, of no validation.
 warnings.filterwarnings("ignore", module=r"pytorch_lightning\.(utilities\._pytree|.*logger_connector\.result)")
-warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty|Total length of `list`")
 
 # torch's deterministic mode also fills new tensors with NaN, to help debugging: 4 % of ResNet-18's step on the CPU.
 torch.utils.deterministic.fill_uninitialized_memory = False
@@ -132,6 +132,7 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config, timeout = self.config_init.trainer, self.config_init.process_group_timeout
         check_devices(config.accelerator, config.devices)
+        config.precision = precision_here(config.precision, config.accelerator)
         if config.enable_progress_bar is None:
             config.enable_progress_bar = sys.stdout.isatty()
         register_strategies(timeout)
@@ -192,6 +193,20 @@ def register_strategies(timeout: float) -> None:
     limits = {"override": True, "timeout": timedelta(seconds=timeout)}
     StrategyRegistry.register("ddp", DDPStrategy, **limits)
     StrategyRegistry.register("ddp_exact", DDPStrategy, find_unused_parameters=True, **limits)
+
+
+def precision_here(precision: Any, accelerator: str) -> Any:
+    """What is as fast on this hardware, if it has no bfloat16 for bf16-mixed."""
+    if precision != "bf16-mixed":
+        return precision
+    if accelerator != "cpu" and torch.cuda.is_available():
+        device, has_bf16, other = "GPU", torch.cuda.is_bf16_supported(including_emulation=False), "16-mixed"
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        device, has_bf16, other = "CPU", cpuinfo.exists() and "bf16" in cpuinfo.read_text(), "32-true"
+    if not has_bf16 and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        print(f"this {device} has no bfloat16: --trainer.precision={other} in place of bf16-mixed", flush=True)
+    return precision if has_bf16 else other
 
 
 def check_devices(accelerator: str, devices: Any) -> None:

@@ -49,8 +49,9 @@ def explain(message: str, options: list[str], known_classes: dict[str, list[type
         option = as_given(typo[1])
         if similar := difflib.get_close_matches(typo[1], names, 1):
             known = names[similar[0]]
-            group = "--" if "." in known else option.removesuffix(typo[1])
-            return f"there is no option {option}; did you mean {group}{known.removeprefix('--')}?"
+            if "." not in known and option != typo[1]:
+                known = option.removesuffix(typo[1]) + known.removeprefix("--")
+            return f"there is no option {option}; did you mean {known}?"
         order = f"; {option.rpartition('.')[0]}=CLASS comes before its arguments" if option != typo[1] else ""
         return f"there is no option {option}; --help lists all options{order}"
     if kinds and (given := re.search(r'key "([^"]+)":.*(?:Given|Got) value: (.*)', message, re.DOTALL)):

@@ -1,0 +1,66 @@
+"""The fast recipe: its accuracy and its seconds, from the first step to the end of training, over seeds.
+
+    .venv/bin/python tests/bench_recipe.py [--num_seeds=3] [--leave_out] [options of train.py]
+
+With --leave_out, each part of the recipe is left out once. CIFAR-10 is read from .cache.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean, stdev
+from time import perf_counter
+
+ROOT = Path(__file__).parents[1]
+PARTS = {
+    "nothing": [],
+    "growing images": ["--model.sizes=[32,32,32]"],
+    "orthogonal updates": ["--model.orthogonal=false"],
+    "whitening": ["--model.whiten=false"],
+    "label smoothing": ["--model.label_smoothing=0"],
+    "alternate flips, for random ones": ["--data.alternate_flips=false"],
+    "views at test time": ["--model.views=false"],
+    "bf16, for 32 bits": ["--trainer.precision=32-true"],
+}
+
+
+def run(options: list[str]) -> tuple[float, float]:
+    """Seconds of training, and the test accuracy, of one run."""
+    command = [sys.executable, ROOT / "app/train.py", "--config", ROOT / "app/fast.yaml", "--data.data_dir=.cache"]
+    with tempfile.TemporaryDirectory() as folder:
+        command += [f"--checkpoint.dirpath={folder}", f"--logger.save_dir={folder}", *options]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            start = end = accuracy = 0.0
+            for line in process.stdout:
+                if line.startswith("training in"):
+                    start = perf_counter()
+                elif line.startswith("epoch="):
+                    end = perf_counter()
+                elif found := re.match(r"test accuracy +([\d.]+)%", line):
+                    accuracy = float(found[1])
+    if process.returncode:
+        sys.exit(process.returncode)
+    return end - start, accuracy
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num_seeds", type=int, default=3, help="Runs of each kind.")
+    parser.add_argument("--leave_out", action="store_true", help="Leave out each part of the recipe once.")
+    known, options = parser.parse_known_args()
+    print(f"{'left out':34}{'seconds':>8}{'test accuracy':>15}{'spread':>8}")
+    for name, changes in PARTS.items() if known.leave_out else [("nothing", [])]:
+        runs = [
+            run([*changes, *options, f"--seed_everything={seed}", f"--data.seed={seed}"])
+            for seed in range(known.num_seeds)
+        ]
+        seconds, accuracies = zip(*runs, strict=True)
+        spread = f"{stdev(accuracies):7.2f} " if len(runs) > 1 else ""
+        print(f"{name:34}{mean(seconds):8.0f}{mean(accuracies):13.2f} %{spread}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

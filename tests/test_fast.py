@@ -1,0 +1,91 @@
+"""The fast recipe: what its parts do, and that a run of it is tested once and goes on as exactly as any other."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from cifar10 import SyntheticCIFAR10DataModule
+from fast import PATCH, FastNet, orthogonalize, whitening_filters
+from interrupted import differences, interrupt, train
+from programs import ROOT
+from results import epoch_lines
+from runtime.cli import precision_here
+
+RECIPE = ("--config", str(ROOT / "app/fast.yaml"), "--data=SyntheticCIFAR10DataModule", "--data.num_train_images=600")
+RECIPE += ("--data.num_test_images=100", "--data.batch_size=60", "--trainer.max_epochs=3")
+RECIPE += ("--checkpoint.dirpath=logs/checkpoints", "--checkpoint.every_n_train_steps=4")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """The folder and the output of a run of three epochs."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, train(*RECIPE, cwd=folder).stdout
+
+
+def test_the_recipe_trains_on_all_images_and_looks_at_the_test_set_once(finished):
+    _, stdout = finished
+    assert "60 samples per step, from step 0\n" in stdout
+    lines = epoch_lines(stdout)
+    assert [line["step"] for line in lines] == [10, 20, 30]
+    assert all(set(line) == {"epoch", "step", "train_loss", "train_acc", "images_per_second"} for line in lines)
+    assert float(re.search(r"^test accuracy +([\d.]+)%", stdout, re.MULTILINE)[1]) > 40  # of ten classes
+
+
+def test_the_exported_weights_fit_a_fresh_network(finished):
+    folder, _ = finished
+    FastNet().network.load_state_dict(torch.load(folder / "logs/checkpoints/model.pt"))
+
+
+def test_an_interrupted_run_of_the_recipe_ends_bit_for_bit_as_if_it_were_not(finished, tmp_path):
+    interrupt(*RECIPE, cwd=tmp_path, step=17)
+    assert "going on from" in train(*RECIPE, cwd=tmp_path).stdout
+    assert [name for name in differences(finished[0], tmp_path) if "images_per_second" not in name] == []
+
+
+def test_whitening_makes_the_pixels_of_a_patch_uncorrelated():
+    pixels = torch.rand(200, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    images = torch.nn.functional.interpolate(pixels, scale_factor=4, mode="bilinear")
+    filters = whitening_filters(images)
+    assert filters.shape == (24, 3, PATCH, PATCH) and torch.equal(filters[:12], -filters[12:])
+    outputs = torch.nn.functional.conv2d(images, filters[:12]).movedim(1, -1).flatten(0, 2)
+    products = outputs.T @ outputs / len(outputs)
+    torch.testing.assert_close(products - products.diag().diag(), torch.zeros(12, 12), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16)])
+def test_an_orthogonal_update_stretches_no_direction_much_more_than_another(shape):
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
+    assert values.min() > 0.3 and values.max() < 1.4
+
+
+def test_the_answer_of_a_test_is_the_mean_over_views_that_differ_by_a_pixel_and_by_mirroring():
+    network, images = FastNet().eval(), torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    alone = FastNet(views=False).eval()
+    alone.load_state_dict(network.state_dict())
+    frame = torch.nn.functional.pad(images, (1, 1, 1, 1), "reflect")
+    views = [images, images, frame[..., :32, :32], frame[..., 2:, 2:]]
+    expected = torch.stack([alone(each) for view in views for each in (view, view.flip(-1))]).mean(dim=0)
+    torch.testing.assert_close(network(images), expected, atol=1e-6, rtol=0)
+    assert not torch.allclose(network(images), alone(images), atol=1e-6)
+
+
+def test_alternate_flips_mirror_each_image_in_every_other_epoch():
+    options = {"num_train_images": 100, "num_test_images": 10, "val_split": 0, "padding": 0, "alternate_flips": True}
+    module, everything = SyntheticCIFAR10DataModule(**options), torch.arange(100)
+    module.setup()
+    first, second, third = (module.batch("train", everything, epoch)[0] for epoch in range(3))
+    assert torch.equal(first.flip(-1), second) and torch.equal(first, third)
+    plain = SyntheticCIFAR10DataModule(**options | {"augment": False})
+    plain.setup()
+    is_mirrored = (first != plain.batch("train", everything)[0]).flatten(1).any(dim=1)
+    assert 30 < is_mirrored.sum() < 70
+
+
+def test_bfloat16_is_replaced_only_where_the_hardware_has_none(capsys):
+    assert precision_here("16-mixed", "cpu") == "16-mixed"
+    has_bf16 = "bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
+    assert precision_here("bf16-mixed", "cpu") == ("bf16-mixed" if has_bf16 else "32-true")
+    said = "this CPU has no bfloat16: --trainer.precision=32-true in place of bf16-mixed\n"
+    assert capsys.readouterr().out == ("" if has_bf16 else said)
