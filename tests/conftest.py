@@ -1,5 +1,6 @@
 """What tests are given: an archive, the hosts of a job, AWS."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,9 @@ from archives import cifar10_files, write_archive
 from aws import AWS
 from programs import SYNTHETIC, TINY
 from toolkit import Host, free_port
+
+# A suite that was started in the background ignores Ctrl-C, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
