@@ -32,9 +32,10 @@ from runtime.s3_logger import S3TensorBoardLogger
 # Lightning's remarks on what it found and did, advertisements among them, would hide our one line.
 for name in ("lightning_fabric.utilities", "pytorch_lightning.utilities.rank_zero"):
     logging.getLogger(name).setLevel(logging.WARNING)
-# None helps the reader: of a quirk of Lightning's own, of metrics that are synchronized already, of no validation.
+# None of these warnings helps the reader: they are about Lightning's own code, and about what is as it should be.
 warnings.filterwarnings("ignore", module=r"pytorch_lightning\.(utilities\._pytree|.*logger_connector\.result)")
-warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty|Total length of `list`")
+for text in ("Checkpoint directory .* is not empty", "Total length of `list`", "Precision .* by the model summary"):
+    warnings.filterwarnings("ignore", message=text)
 
 # torch's deterministic mode also fills new tensors with NaN, to help debugging: 4 % of ResNet-18's step on the CPU.
 torch.utils.deterministic.fill_uninitialized_memory = False
