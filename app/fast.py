@@ -67,7 +67,7 @@ class FastNet(Classifier):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        progress = self.global_step / self.trainer.estimated_stepping_batches
+        progress = self.global_step / self.num_steps
         size = self.sizes[(progress >= 0.45) + (progress >= 0.75)]
         if size != images.shape[-1]:
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
@@ -82,8 +82,8 @@ class FastNet(Classifier):
             of_kind = [weight for weight in weights if weight.ndim == ndim]
             groups.append({"params": of_kind, "momentum": 0.85, "lr": lr * size, "weight_decay": 2e-6 / lr})
         optimizer = Muon(groups, self.orthogonal)
-        total = self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
+        self.num_steps = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / self.num_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -58,7 +58,7 @@ def explain(message: str, options: list[str], known_classes: dict[str, list[type
         key, value = given.groups()
         option = names.get(key) or as_given(key)
         option = option if option.startswith("--") else f"--{option}"
-        # Why a class cannot be imported.
+        # This reason says why a class cannot be imported.
         if reason := re.search(r"^ {4}- (?!Expected a)(?:Problem with .*\s+)?(.+)", message, re.MULTILINE):
             return f"{option}={value} is not valid: {reason[1]}"
         allowed = " or ".join(map("".join, kinds)).replace(", ", " or ").replace("NoneType", "null")
