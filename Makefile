@@ -25,6 +25,9 @@ check: .venv/installed-dev  ## Check format and style of Python and shell
 bench: .venv/installed-dev  ## Measure the input pipeline and Lightning's overhead
 	$(BIN)/python tests/bench.py
 
+readme: .venv/installed-dev  ## Run the README's commands that show an output, and write it anew
+	PYTHONPATH=tests/support $(BIN)/python tests/readme.py
+
 drill: .venv/installed-dev  ## Kill runs in all ways, and compare how they end: 20 times, or N
 	$(BIN)/python tests/drill.py $(N)
 
@@ -43,4 +46,4 @@ drill: .venv/installed-dev  ## Kill runs in all ways, and compare how they end: 
 	.venv/aws/bin/pip install --quiet --disable-pip-version-check awscli==1.45.11
 	@touch $@
 
-.PHONY: help train test test-slow test-docker check bench drill
+.PHONY: help train test test-slow test-docker check bench drill readme

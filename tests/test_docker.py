@@ -18,6 +18,7 @@ from aws import BUCKET, ROLE, Endpoint
 from programs import ENVIRONMENT, ROOT
 from results import as_bytes, last_checkpoint, scalars
 from toolkit import of_container
+from tutorial import block
 
 pytestmark = pytest.mark.docker
 
@@ -36,7 +37,7 @@ def docker(*command: str) -> str:
 @pytest.fixture(scope="session", autouse=True)
 def image() -> None:
     """The image, built with the tutorial's own command."""
-    subprocess.run([ROOT / "docker/build-image.sh", "--quiet"], check=True)
+    subprocess.run(["bash", "-c", block("docker/build-image.sh").rstrip() + " --quiet"], cwd=ROOT, check=True)
 
 
 @pytest.fixture
@@ -153,28 +154,25 @@ def test_one_container_trains_the_code_as_it_is_now(project):
 
 @pytest.mark.parametrize("attempt", [1, 2])
 def test_the_commands_of_the_tutorial_work_as_printed(project, attempt):
-    section = (ROOT / "README.md").read_text().split("### With SageMaker in local mode")[1].split("\n### ")[0]
-    blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
-    download, _, one_container, four_containers, curves, without_sagemaker = blocks
-    assert "wget" in download and "docker run" in without_sagemaker
-
     # No GPU here: the launcher says what to do.
-    assert "say --instance_type=local, and train on the CPU with" in run_block(one_container, project, code=2)
+    assert "say --instance_type=local, and train on the CPU with" in run_block(
+        block("python run_sagemaker.py\n"), project, code=2
+    )
 
     small = " ".join((*TINY, "trainer.max_epochs=2", "trainer.callbacks=tiny.PrintWeights"))
-    log = run_block(f"{four_containers.rstrip()} {small}", project)
+    log = run_block(block("--instance_count=4").rstrip() + f" {small}", project)
     assert [world_size for world_size, _ in weights(log)] == ["4"] * 4
     assert len({checksum for _, checksum in weights(log)}) == 1
     assert sorted(path.name for path in (project / "output").iterdir()) == ["model.tar.gz", "output.tar.gz"]
     assert saved_model(project)["2.weight"].shape == (10, 192)
 
-    extract, tensorboard = curves.strip().splitlines()
+    extract, tensorboard = block("tar -xzf output/").strip().splitlines()
     run_block(extract, project)
     logdir = tensorboard.removeprefix("tensorboard --logdir ")
     assert list((project / logdir).glob("tutorial/version_0/events.out.tfevents.*"))
 
     small = " ".join(f"--{option}" for option in TINY)
-    assert "test accuracy" in run_block(f"{without_sagemaker.rstrip()} {small}", project)
+    assert "test accuracy" in run_block(block("docker run").rstrip() + f" {small}", project)
     assert (project / "logs/checkpoints/model.pt").exists()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from programs import ENVIRONMENT, ROOT
+from tutorial import block
 from toolkit import Host, free_port
 
 from launcher.checks import end_check, start_check
@@ -65,8 +66,7 @@ def test_a_dry_run_prints_request_and_command_line(laptop):
     assert request["OutputDataConfig"]["S3OutputPath"] == f"file://{laptop}/output"
     assert command.startswith("python -- train.py --data CIFAR10DataModule --logger.name tutorial --optimizer Adam ")
     # The settings are those of the direct command, but for its folders.
-    direct = re.search(r"PYTHONPATH=. python app/train.py \\\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    settings = dict(re.findall(r"--(\S+)=(\S+)", direct))
+    settings = dict(re.findall(r"--(\S+)=(\S+)", block("PYTHONPATH=. python app/train.py")))
     for folder in ("data.data_dir", "trainer.weights_save_path", "logger.save_dir"):
         del settings[folder]
     words = shlex.split(command)[3:]

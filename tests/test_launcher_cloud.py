@@ -22,6 +22,7 @@ from archives import cifar10_files, write_archive
 from aws import ACCOUNT, AWS, BUCKET, REGION, ROLE, Endpoint
 from botocore.exceptions import ClientError
 from programs import ROOT
+from tutorial import block
 
 from launcher.account import check_account, denial_as_warning, find_session
 from launcher.command_line import errors_in_one_line
@@ -496,8 +497,7 @@ def test_a_token_that_expires_while_waiting_leaves_the_job_running_and_says_so(a
 
 @pytest.mark.slow
 def test_the_commands_of_the_tutorial_work_as_printed_with_no_more_permissions_than_they_need(aws, tmp_path):
-    section = (ROOT / "README.md").read_text().split("### With SageMaker in the cloud")[1].split("\n### ")[0]
-    variables, _, push, upload, train, curves = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    variables = block("export SAGEMAKER_ROLE=")
     for placeholder, value in ("<account-id>", ACCOUNT), ("<role-name>", "sagemaker"), ("<my-bucket>", BUCKET):
         variables = variables.replace(placeholder, value)
     project = copy_project(tmp_path)
@@ -510,16 +510,17 @@ def test_the_commands_of_the_tutorial_work_as_printed_with_no_more_permissions_t
 
     with aws.enforce_policies():
         # The push needs Docker: tests/test_registry.py. This is what it would leave in the registry.
-        assert push == "./docker/push-image.sh\n"
         stdout, stderr = start("docker/image-uri.sh").communicate()
         put_image(aws, tag=stdout.strip().split(":")[1])
 
         checksum = hashlib.md5((project / ".cache/cifar-10-python.tar.gz").read_bytes()).hexdigest()
-        stdout, stderr = start(upload, CIFAR10_MD5=checksum).communicate()
+        stdout, stderr = start(
+            block("./upload-cifar-10.sh ${S3_PATH}/datasets/cifar-10\n"), CIFAR10_MD5=checksum
+        ).communicate()
         assert aws.keys() == ["datasets/cifar-10/cifar-10-python.tar.gz"], stderr
 
         hyperparams = ("trainer.max_epochs=2", "trainer.callbacks=tiny.PrintWeights", *TINY, *CPU)
-        process = start(f"{train.rstrip()} {' '.join(hyperparams)}")
+        process = start(block("logger.flush_secs=5").rstrip() + f" {' '.join(hyperparams)}")
         while not aws.requests:
             assert process.poll() is None, process.communicate()
             time.sleep(0.1)
@@ -552,7 +553,7 @@ def test_the_commands_of_the_tutorial_work_as_printed_with_no_more_permissions_t
     content = aws.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read()
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         assert torch.load(tar.extractfile("./model.pt"), weights_only=True)["2.weight"].shape == (10, 192)
-    logdir = curves.strip().removeprefix("tensorboard --logdir ${S3_PATH}/")
+    logdir = block("tensorboard --logdir ${S3_PATH}").strip().removeprefix("tensorboard --logdir ${S3_PATH}/")
     events = f"{logdir}/tutorial/{request['TrainingJobName']}/events.out.tfevents"
     assert [key for key in aws.keys(logdir) if key.startswith(events)]
 

@@ -1,5 +1,6 @@
-"""The README's commands, run in order as printed, on few images; and the files that must agree with each other."""
+"""The tutorial is true: its commands work as printed and print what it shows; its options, links and messages exist."""
 
+import ast
 import os
 import re
 import subprocess
@@ -8,44 +9,139 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from programs import ENVIRONMENT, ROOT, run_train
+from programs import ENVIRONMENT, ROOT
 from results import epoch_lines
+from torchvision.io import write_jpeg
+from torchvision.models import resnet18
+from tutorial import BLOCKS, PAGES, block, run_block, same_lines
 
-README = (ROOT / "README.md").read_text()
+README = PAGES[ROOT / "README.md"]
+PROSE = {page: re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE) for page, text in PAGES.items()}
+# Options of other programs.
+OTHERS = {"--user-name", "--policy-arn", "--recursive", "--force", "--repository-name", "--build-arg", "--num_seeds"}
 
 
-def commands(word: str) -> list[str]:
-    return [block for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if word in block]
+def test_the_readme_can_be_read_in_one_sitting():
+    words = re.sub(r"\]\([^)]*\)|^\|.*", "]", PROSE[ROOT / "README.md"], flags=re.MULTILINE).split()
+    assert len(README.splitlines()) <= 350 and len(words) <= 1500
+
+
+def test_the_readme_says_how_many_of_its_blocks_are_tested():
+    fates = [block.fate.split()[0] for block in BLOCKS if block.page.name == "README.md"]
+    numbers = [fates.count(fate) for fate in ("executed", "parsed", "not")]
+    sentence = "Of this page's {} blocks of commands, tests execute {}, parse {}, and leave {} alone"
+    assert sentence.format(len(fates), *numbers) in " ".join(README.split())
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_every_block_is_executed_by_the_test_that_it_names_or_can_be_parsed(number):
+    fate, language, commands = BLOCKS[number].fate, BLOCKS[number].language, BLOCKS[number].commands
+    if fate.startswith("executed by "):
+        source = (ROOT / fate.removeprefix("executed by ")).read_text()
+        words = [ast.literal_eval(text) for text in re.findall(r'block\((".*?")\)', source)]
+        assert any(word in commands for word in words)
+    elif language == "bash":
+        assert fate == "parsed" or fate.startswith("not run: ")
+        subprocess.run(["bash", "-n"], input=commands, text=True, check=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_or_a_heading_leads_somewhere(page):
+    links = re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]+))?\)", PAGES[page])
+    for path, anchor in links:
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), path
+        titles = re.findall("^#+ (.*)", target.read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+
+
+def test_every_file_that_the_tutorial_names_exists():
+    for page, text in PROSE.items():
+        for path in re.findall(r"`((?:app|docker|docs|examples|launcher|tests)/[\w./-]*\w)`", text):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_every_message_of_the_readme_is_one_of_the_programs():
+    table = README.split("## When something goes wrong")[1].split("\n## ")[0]
+    messages = re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE)
+    programs = [path.read_text() for name in ("app", "launcher", "docker") for path in (ROOT / name).rglob("*.py")]
+    assert messages and [message for message in messages if not any(message in text for text in programs)] == []
+
+
+def test_every_option_of_the_tutorial_is_one_of_the_programs():
+    programs = ("app/train.py", "run_sagemaker.py")
+    helps = [
+        subprocess.run([sys.executable, ROOT / name, "--help"], capture_output=True, text=True) for name in programs
+    ]
+    known = set(re.findall(r"--[\w.]+", "".join(result.stdout for result in helps))) | OTHERS
+    named = {option for text in PROSE.values() for option in re.findall(r"(?<=[`\s(])--[a-z][\w.-]*\w", text)}
+    assert named - known == set()
+
+
+def small(folder: Path, options: str) -> str:
+    """A PATH on which `python app/train.py` has more options, so that it takes seconds."""
+    program = folder / "bin/python"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@" {options}\n')
+    program.chmod(0o755)
+    return f"{program.parent}:{os.environ['PATH']}"
+
+
+def copy_project(folder: Path) -> Path:
+    for name in ("app", ".venv", "Makefile"):
+        (folder / name).symlink_to(ROOT / name)
+    for path in ROOT.glob("requirements*"):
+        (folder / path.name).symlink_to(path)
+    (folder / "docker").symlink_to(ROOT / "docker")
+    return folder
 
 
 @pytest.mark.slow
 def test_the_training_commands_work_as_printed(tmp_path, archive):
+    copy_project(tmp_path)
     (tmp_path / ".cache").symlink_to(archive.parent)
-    (tmp_path / "app").symlink_to(ROOT / "app")
-    environment = ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    training = [command for command in commands("app/train.py") if re.match("(PYTHONPATH=. )?python ", command)]
-    assert len(training) == 6
-    for command in training:
-        small = " --data.verify=false --data.val_split=10"
-        if "--trainer.devices=2" not in command:
-            small += " --trainer.accelerator=cpu --trainer.devices=1"  # the seed's command asks for a GPU
-        result = subprocess.run(
-            command.rstrip() + small, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert result.returncode == 0, f"{command}\n{result.stderr}"
-        assert re.search(r"^test accuracy +[\d.]+% on CIFAR-10$", result.stdout, re.MULTILINE)
-    assert (tmp_path / "logs/checkpoints/model.pt").exists()
+    options = "--data.verify=false --data.val_split=10 --trainer.accelerator=cpu"
+    path = small(tmp_path, f"{options} --trainer.devices=1")
+    commands = [
+        block("python app/train.py\n"),
+        block("PYTHONPATH=. python app/train.py"),
+        block("--ckpt_path=last"),
+        block("--config=logs/tensorboard/tutorial/version_0/config.yaml"),
+        block("--lr_scheduler=OneCycleLR"),
+        block("python app/train.py --config app/fast.yaml"),
+    ]
+    for command in commands:
+        assert re.search(r"^test accuracy +[\d.]+% on CIFAR-10$", run_block(command, tmp_path, PATH=path), re.MULTILINE)
+    (tmp_path / "bin/python").unlink()
+    (tmp_path / "bin").rmdir()
+    path = small(tmp_path, options)
+    assert "training in 2 processes" in run_block(block("--trainer.devices=2 --data"), tmp_path, PATH=path)
 
 
 @pytest.mark.slow
-def test_make_train_looks_like_learning_and_reaches_95_percent(tmp_path):
-    (command,) = re.findall(r"app/train\.py (--config .*)", (ROOT / "Makefile").read_text())
-    config = command.replace("app/", f"{ROOT}/app/").split()
-    output = run_train(*config, cwd=tmp_path).stdout
+def test_make_train_prints_what_the_readme_shows_and_looks_like_learning(tmp_path):
+    (shown,) = [each.output for each in BLOCKS if each.commands == block("make train")]
+    output = run_block(block("make train"), copy_project(tmp_path))
+    same_lines(shown, output)
     accuracies = [line["val_acc"] for line in epoch_lines(output)]
     assert len(accuracies) == 4 and all(later > earlier - 0.01 for earlier, later in pairwise(accuracies))
     assert float(re.search(r"test accuracy +([\d.]+)%", output)[1]) >= 95
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_as_the_readme_shows(tmp_path):
+    (shown,) = [each.output for each in BLOCKS if each.commands == block("timeout --signal=KILL 40")]
+    same_lines(shown, run_block(block("timeout --signal=KILL 40"), copy_project(tmp_path)))
+
+
+def test_the_exported_model_classifies_a_photo_as_the_readme_shows(tmp_path):
+    torch.save(resnet18(num_classes=10).state_dict(), tmp_path / "model.pt")
+    write_jpeg(torch.zeros(3, 480, 640, dtype=torch.uint8), str(tmp_path / "photo.jpg"))
+    command = [sys.executable, "-c", block("decode_image(")]
+    output = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
+    assert output.strip() in ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 def test_make_help_lists_every_command():
@@ -69,9 +165,3 @@ def test_every_dependency_is_pinned(name):
     lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
     requirements = [line for line in lines if line and not line.startswith("-r")]
     assert all(re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+", line) for line in requirements)
-
-
-def test_every_link_to_a_file_leads_somewhere():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []

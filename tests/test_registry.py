@@ -15,6 +15,7 @@ import bcrypt
 import pytest
 from programs import ROOT
 from toolkit import free_port
+from tutorial import block
 
 REGISTRY = shutil.which("docker-registry")
 DOCKER = shutil.which("docker")
@@ -82,7 +83,7 @@ def push(tmp_path: Path, aws, registry: str) -> Iterator[Callable[..., subproces
     environment |= {"DOCKER": DOCKER, "COMMANDS": str(tmp_path / "commands")}
 
     def push(*arguments: str, code: int = 0, **variables: str) -> subprocess.CompletedProcess:
-        command = [tmp_path / "docker/push-image.sh", *arguments]
+        command = [tmp_path / block("./docker/push-image.sh\n").strip(), *arguments]
         env = environment | variables
         result = subprocess.run(command, capture_output=True, text=True, env=env, cwd="/", timeout=300)
         assert result.returncode == code, result.stderr

@@ -413,7 +413,7 @@ def test_the_optional_statements_are_named_after_arguments_of_the_estimator():
     for statement in load_policy("optional.json")["Statement"]:
         words = re.findall("[A-Z][a-z]+", statement["Sid"].split("And")[0].split("Or")[0])
         argument = "_".join(words).lower()
-        assert argument in known and f"`{argument}`" in (ROOT / "README.md").read_text()
+        assert argument in known and f"`{argument}`" in (ROOT / "docs/permissions.md").read_text()
 
 
 def test_the_administrators_commands_make_a_role_that_sagemaker_may_take_and_policies_without_placeholders(aws):

@@ -25,6 +25,7 @@ from moto.server import ThreadedMotoServer
 from moto.servicequotas.responses import ServiceQuotasResponse
 from programs import ENVIRONMENT, ROOT
 from toolkit import Host, free_port
+from tutorial import block
 from werkzeug.serving import make_server
 
 REGION = "eu-central-1"
@@ -133,9 +134,7 @@ class AWS:
 
     def set_up_as_administrator(self) -> tuple[dict[str, str], dict[str, str]]:
         """Makes bucket, role and policies with the README's commands; the environments of the person and the role."""
-        blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-        (variables,) = [block for block in blocks if "export SAGEMAKER_ROLE=" in block]
-        (commands,) = [block for block in blocks if "aws iam create-role" in block]
+        variables, commands = block("export SAGEMAKER_ROLE="), block("aws iam create-role")
         for placeholder, value in ("<account-id>", ACCOUNT), ("<role-name>", "sagemaker"), ("<my-bucket>", BUCKET):
             variables = variables.replace(placeholder, value)
         self.client("s3").delete_bucket(Bucket=BUCKET)

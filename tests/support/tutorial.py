@@ -1,0 +1,56 @@
+"""The tutorial's pages, and their blocks of commands as people paste them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from programs import ENVIRONMENT, ROOT
+
+PAGES = {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+
+
+class Block(NamedTuple):
+    page: Path
+    language: str
+    fate: str  # "executed by FILE", "parsed" or "not run: REASON"
+    commands: str
+    output: str  # as the page shows it; some of the lines
+
+
+BLOCKS = [
+    Block(page, *match.groups(default=""))
+    for page, text in PAGES.items()
+    for match in re.finditer(r"^```(bash|python) ?(.*)\n((?:.*\n)*?)```\n(?:\n```text\n((?:.*\n)*?)```\n)?", text, re.M)
+]
+
+
+def block(words: str) -> str:
+    """The commands of the only block that is just this, or else of the only one with these words."""
+    same = [block.commands for block in BLOCKS if block.commands == words]
+    (found,) = same or [block.commands for block in BLOCKS if words in block.commands]
+    return found
+
+
+def run_block(commands: str, cwd: Path, **environment: str) -> str:
+    """What a block prints in an activated virtual environment."""
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | environment
+    command = ["bash", "-c", commands]
+    result = subprocess.run(command, cwd=cwd, env=ENVIRONMENT | environment, capture_output=True, text=True)
+    assert result.returncode == 0, f"{commands}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def form(line: str) -> str:
+    """A line without its numbers, which differ from machine to machine."""
+    return re.sub(r"\d[\d.]*", "#", line)
+
+
+def same_lines(shown: str, output: str) -> list[str]:
+    """The lines of a command's output that have the forms of those that a page shows, in their order."""
+    lines = iter(output.splitlines())
+    found = [next((line for line in lines if form(line) == form(wanted)), None) for wanted in shown.splitlines()]
+    assert None not in found, f"no line like {shown.splitlines()[found.index(None)]!r} in\n{output}"
+    return found
