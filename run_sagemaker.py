@@ -14,8 +14,7 @@ import os
 import re
 import shlex
 import tempfile
-from argparse import ArgumentDefaultsHelpFormatter as HelpFormatter
-from argparse import Namespace
+from argparse import ArgumentDefaultsHelpFormatter, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,8 @@ volume_size=100 'subnets=[subnet-1, subnet-2]' 'security_group_ids=[sg-1]' 'tags
 
 
 def read_options(args: list[str] | None = None) -> Namespace:
-    parser = Parser(usage="python run_sagemaker.py [options]", allow_abbrev=False, formatter_class=HelpFormatter)
+    usage = f"python run_sagemaker.py [options]\n\n{__doc__}"
+    parser = Parser(usage=usage, allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)
     option, items = parser.add_argument, {"nargs": "*", "default": [], "type": item, "metavar": "NAME=value"}
     option("--image_uri", default="sagemaker-tutorial", help="Of docker/build-image.sh, or $(docker/image-uri.sh).")
     option("--role", help="ARN of SageMaker's execution role; not needed locally.")

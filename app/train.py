@@ -3,9 +3,11 @@
 On what there is, on CIFAR-10:   python app/train.py
 On all GPUs of this machine:     python app/train.py --trainer.accelerator=gpu --trainer.devices=-1
 In two processes on the CPU:     python app/train.py --trainer.accelerator=cpu --trainer.devices=2
-On synthetic images:             python app/train.py --data=SyntheticCIFAR10DataModule
 Going on after its end:          python app/train.py --ckpt_path=last --trainer.max_epochs=10
 Repeating a run:                 python app/train.py --config=logs/tensorboard/tutorial/version_0/config.yaml
+
+People use most: --data.batch_size, --trainer.max_epochs, --trainer.devices, --trainer.precision, --optimizer.lr,
+--model=my_file.MyNetwork, --data=my_file.MyData, --checkpoint.every_n_minutes, --logger.name, --seed_everything.
 """
 
 from pathlib import Path
@@ -27,7 +29,7 @@ CLASSES = {
 
 
 def main() -> None:
-    cli = CLI(Path(__file__).with_name("train.yaml"), CLASSES, description=__doc__.splitlines()[0])
+    cli = CLI(Path(__file__).with_name("train.yaml"), CLASSES, purpose=__doc__)
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
     trainer.fit(model, data)
     metrics = logged_metrics(trainer)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 from programs import ENVIRONMENT, ROOT
-from tutorial import block
 from toolkit import Host, free_port
+from tutorial import block
 
 from launcher.checks import end_check, start_check
 from launcher.command_line import errors_in_one_line

@@ -67,10 +67,10 @@ class CLI(LightningCLI):
     If the options, the machine or the data do not allow the run, it ends with one line before anything is written.
     """
 
-    def __init__(self, defaults: Path, known_classes: dict[str, list[type]], description: str):
+    def __init__(self, defaults: Path, known_classes: dict[str, list[type]], purpose: str):
         self.defaults = f"--config={defaults}"
         Parser.known_classes = known_classes
-        how = {"usage": "python app/train.py [options]", "description": description, "allow_abbrev": False}
+        how = {"usage": f"python app/train.py [options]\n\n{purpose}", "description": None, "allow_abbrev": False}
         try:
             super().__init__(
                 datamodule_class=LightningDataModule,
