@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from programs import ENVIRONMENT, ROOT
+from programs import ENVIRONMENT, ROOT, run_train_warm
 from results import epoch_lines
 from torchvision.io import write_jpeg
 from torchvision.models import resnet18
@@ -70,11 +70,9 @@ def test_every_message_of_the_readme_is_one_of_the_programs():
     assert messages and [message for message in messages if not any(message in text for text in programs)] == []
 
 
-def test_every_option_of_the_tutorial_is_one_of_the_programs():
-    programs = ("app/train.py", "run_sagemaker.py")
-    helps = [
-        subprocess.run([sys.executable, ROOT / name, "--help"], capture_output=True, text=True) for name in programs
-    ]
+def test_every_option_of_the_tutorial_is_one_of_the_programs(tmp_path):
+    launcher = [sys.executable, ROOT / "run_sagemaker.py", "--help"]
+    helps = run_train_warm("--help", cwd=tmp_path), subprocess.run(launcher, capture_output=True, text=True)
     known = set(re.findall(r"--[\w.]+", "".join(result.stdout for result in helps))) | OTHERS
     named = {option for text in PROSE.values() for option in re.findall(r"(?<=[`\s(])--[a-z][\w.-]*\w", text)}
     assert named - known == set()
