@@ -25,6 +25,12 @@ check: .venv/installed-dev  ## Check format and style of Python and shell
 bench: .venv/installed-dev  ## Measure the input pipeline and Lightning's overhead
 	$(BIN)/python tests/bench.py
 
+record: .venv/installed  ## Record what a picture shows: NAME=defaults, fast or interruption
+	$(BIN)/python docs/record.py $(NAME)
+
+figures:  ## Draw the pictures from what was recorded
+	$(PYTHON) docs/figures.py
+
 drill: .venv/installed-dev  ## Kill runs in all ways, and compare how they end: 20 times, or N
 	$(BIN)/python tests/drill.py $(N)
 
@@ -43,4 +49,4 @@ drill: .venv/installed-dev  ## Kill runs in all ways, and compare how they end: 
 	.venv/aws/bin/pip install --quiet --disable-pip-version-check awscli==1.45.11
 	@touch $@
 
-.PHONY: help train test test-slow test-docker check bench drill
+.PHONY: help train test test-slow test-docker check bench record figures drill
