@@ -28,6 +28,12 @@ bench: .venv/installed-dev  ## Measure the input pipeline and Lightning's overhe
 readme: .venv/installed-dev  ## Run the README's commands that show an output, and write it anew
 	PYTHONPATH=tests/support $(BIN)/python tests/readme.py
 
+record: .venv/installed  ## Record what a picture shows: NAME=defaults, fast or interruption
+	$(BIN)/python docs/record.py $(NAME)
+
+figures:  ## Draw the pictures from what was recorded
+	$(PYTHON) docs/figures.py
+
 drill: .venv/installed-dev  ## Kill runs in all ways, and compare how they end: 20 times, or N
 	$(BIN)/python tests/drill.py $(N)
 
@@ -46,4 +52,4 @@ drill: .venv/installed-dev  ## Kill runs in all ways, and compare how they end: 
 	.venv/aws/bin/pip install --quiet --disable-pip-version-check awscli==1.45.11
 	@touch $@
 
-.PHONY: help train test test-slow test-docker check bench drill readme
+.PHONY: help train test test-slow test-docker check bench record figures readme drill
