@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import yaml
 from programs import ENVIRONMENT, ROOT, run_train
 from results import epoch_lines
 
@@ -52,23 +51,6 @@ def test_make_help_lists_every_command():
     output = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"make ([a-z-]+)", output)) == targets
-
-
-def test_the_conda_environment_installs_the_same_list():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    *packages, pip = environment["dependencies"]
-    assert environment["name"] == "sagemaker-tutorial"
-    assert packages == ["python=3.11", "pip"]
-    assert pip == {"pip": ["-r requirements-laptop.txt"]}
-
-
-@pytest.mark.parametrize(
-    "name", ["requirements.txt", "requirements-laptop.txt", "docker/requirements.txt", "requirements-dev.txt"]
-)
-def test_every_dependency_is_pinned(name):
-    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
-    requirements = [line for line in lines if line and not line.startswith("-r")]
-    assert all(re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+", line) for line in requirements)
 
 
 def test_every_link_to_a_file_leads_somewhere():
