@@ -86,13 +86,15 @@ class Project:
         with zipfile.ZipFile(self.folder / "index/photos-1.0-py3-none-any.whl", "w") as wheel:
             wheel.writestr("photos.py", code)
             wheel.writestr("photos-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: photos\nVersion: 1.0\n")
-            wheel.writestr("photos-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(
+                "photos-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            )
             wheel.writestr("photos-1.0.dist-info/RECORD", "")
 
     def make(self, target: str) -> subprocess.CompletedProcess:
-        cache = {"UV_NO_INDEX": "1", "UV_FIND_LINKS": f"{self.folder}/index", "UV_CACHE_DIR": f"{self.folder}/cache"}
+        index = {"UV_NO_INDEX": "1", "UV_FIND_LINKS": f"{self.folder}/index", "UV_NO_CACHE": "1"}
         command = ["make", "--old-file=.venv/bin/uv", target]
-        return subprocess.run(command, cwd=self.folder, env=os.environ | cache, capture_output=True, text=True)
+        return subprocess.run(command, cwd=self.folder, env=os.environ | index, capture_output=True, text=True)
 
 
 def test_a_package_of_ones_own_is_locked_and_installed(tmp_path):
