@@ -1,6 +1,9 @@
 # `make help` lists the commands. PYTHON chooses the interpreter: make train PYTHON=python3.12
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/uv pip install --quiet --python .venv --require-hashes
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --custom-compile-command 'make lock' $(addprefix --upgrade-package ,$(UPGRADE))
 
 help:  ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -37,19 +40,28 @@ figures:  ## Draw the pictures from what was recorded
 drill: .venv/installed-dev  ## Kill runs in all ways, and compare how they end: 20 times, or N
 	$(BIN)/python tests/drill.py $(N)
 
-.venv/installed: requirements.txt requirements-laptop.txt
+lock: .venv/bin/uv  ## Choose versions for what pyproject.toml asks for; newer ones of UPGRADE=package
+	$(LOCK) --group test --output-file requirements.txt
+	$(LOCK) --group image --constraints requirements.txt --output-file docker/requirements.txt
+
+.venv/bin/uv: requirements.txt
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("Python 3.11, 3.12 or 3.13 is needed, not " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
-	@echo 'Installing into .venv: 7 GB, a few minutes'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-laptop.txt
-	$(BIN)/pip check
+	awk '/^[a-z]/ { is_uv = /^uv==/ } is_uv' requirements.txt > .venv/uv.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
 	@touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt docker/requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	$(BIN)/pip check
-	$(PYTHON) -m venv .venv/aws  # the AWS CLI wants a botocore of its own
-	.venv/aws/bin/pip install --quiet --disable-pip-version-check awscli==1.45.11
+.venv/installed: .venv/bin/uv pyproject.toml
+	@echo 'Installing into .venv: 7 GB, a few minutes'
+	$(INSTALL) --constraints requirements.txt --group laptop
+	$(BIN)/uv pip check --python .venv
 	@touch $@
 
-.PHONY: help train test test-slow test-docker check bench record figures readme drill
+.venv/installed-dev: .venv/installed docker/requirements.txt
+	$(INSTALL) -r requirements.txt -r docker/requirements.txt
+	$(BIN)/uv pip check --python .venv
+	$(PYTHON) -m venv --without-pip .venv/aws  # the AWS CLI wants a botocore of its own
+	$(BIN)/uv pip install --quiet --python .venv/aws awscli==1.45.11
+	@touch $@
+
+.PHONY: help train test test-slow test-docker check bench record figures readme drill lock

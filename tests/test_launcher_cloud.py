@@ -96,7 +96,7 @@ def copy_project(folder: Path) -> Path:
     project = folder / "project"
     for name in ("app", "docker", "launcher"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("run_sagemaker.py", "upload-cifar-10.sh", "requirements.txt"):
+    for name in ("run_sagemaker.py", "upload-cifar-10.sh"):
         shutil.copy(ROOT / name, project)
     (project / ".cache").mkdir()
     write_archive(project / ".cache", cifar10_files())

@@ -68,11 +68,12 @@ def registry(tmp_path: Path, password: str) -> Iterator[str]:
 def push(tmp_path: Path, aws, registry: str) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
     """Runs push-image.sh in a copy of the project that makes a small image, and records docker's command lines."""
     shutil.copytree(ROOT / "docker", tmp_path / "docker")
-    for file in ("requirements.txt", ".dockerignore"):
-        shutil.copy(ROOT / file, tmp_path)
+    shutil.copy(ROOT / ".dockerignore", tmp_path)
     for script in (tmp_path / "docker").glob("*.sh"):
         script.write_text(script.read_text().replace("sagemaker-tutorial", NAME))
-    (tmp_path / "docker/Dockerfile").write_text("FROM scratch\nARG WORD=\nENV WORD=${WORD}\nCOPY requirements.txt .\n")
+    (tmp_path / "docker/Dockerfile").write_text(
+        "FROM scratch\nARG WORD=\nENV WORD=${WORD}\nCOPY docker/requirements.txt .\n"
+    )
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/docker").write_text(
         f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/support/docker_for_ecr.py "$@"\n'
@@ -209,7 +210,7 @@ def test_another_image_under_the_tag_is_an_error(push):
 
 def test_a_build_that_leaves_no_image_never_pushes_an_older_one(push, tmp_path):
     push()
-    (tmp_path / "requirements.txt").write_text("changed")
+    (tmp_path / "docker/requirements.txt").write_text("changed")
     line = error_line(push(code=2, ENGINE="no-image"))
     assert line.startswith("the build has left no image in Docker Engine; ")
     assert (tmp_path / "commands").read_text().count("push ") == 1

@@ -38,8 +38,7 @@ class Project:
 
     def __init__(self, folder: Path, environment: dict[str, str]):
         shutil.copytree(ROOT / "docker", folder / "docker")
-        for file in (UPLOAD, "requirements.txt"):
-            shutil.copy(ROOT / file, folder)
+        shutil.copy(ROOT / UPLOAD, folder)
         self.folder = folder
         self.archive = folder / ".cache" / NAME
         self.archive.parent.mkdir()
@@ -180,11 +179,11 @@ def test_the_tag_changes_with_each_file_of_the_image_and_with_nothing_else(proje
     (project.folder / "docker/Dockerfile").touch()
     project.folder = project.folder.rename(project.folder.with_name("renamed"))
     assert project.run(URI, REGISTRY="r") == tags[0]
-    for file in ("docker/Dockerfile", "docker/entrypoint.py", "docker/requirements.txt", "requirements.txt"):
+    for file in ("docker/Dockerfile", "docker/entrypoint.py", "docker/requirements.txt"):
         with open(project.folder / file, "a") as opened:
             opened.write("\n")
         tags.append(project.run(URI, REGISTRY="r"))
-    assert len(set(tags)) == 5
+    assert len(set(tags)) == 4
 
 
 def test_a_registry_and_a_tag_of_the_persons_own_need_no_aws(project):
