@@ -49,7 +49,7 @@ def read_options(args: list[str] | None = None) -> Namespace:
     paths = {"nargs": "+", "type": channel, "metavar": "[NAME=]FOLDER"}
     option("--input_path", **paths, default=[("training", ".cache")], help="The job's channels, in the cloud s3://….")
     option("--output_path", default="output", help="Folder, in the cloud s3://…, for model.tar.gz and output.tar.gz.")
-    option("--hyperparams", **items, help="Options of app/train.py; NAME=null removes a default.")
+    option("--hyperparams", **items, help="Options of app/train.py; NAME=null removes a default, config=FILE all.")
     option("--metrics", nargs="*", default=METRICS, help="Names of metrics that CloudWatch plots.")
     option("--environment", **items, help="Variables in the containers; AWS shows them to many.")
     option("--job_name", help="Name of the job, if not that of the image with the time.")
@@ -70,7 +70,8 @@ def read_options(args: list[str] | None = None) -> Namespace:
     options.channels = dict(options.input_path)
     if len(options.channels) < len(options.input_path):
         parser.error("--input_path: each folder needs a name of its own, as in train=s3://… val=s3://…")
-    hyperparams = DEFAULT_HYPERPARAMS | dict(options.hyperparams)
+    given = dict(options.hyperparams)
+    hyperparams = given if "config" in given else DEFAULT_HYPERPARAMS | given  # which would win over a recipe
     options.hyperparams = {name: value for name, value in hyperparams.items() if value != "null"}
     return options
 

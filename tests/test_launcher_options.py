@@ -66,6 +66,11 @@ def test_null_removes_a_hyperparameter():
     assert hyperparams.keys() == DEFAULT_HYPERPARAMS.keys() - {"optimizer", "optimizer.lr"}
 
 
+def test_a_recipe_takes_the_place_of_all_default_hyperparameters():
+    hyperparams = read_options(["--hyperparams", "config=fast.yaml", "trainer.max_epochs=1"]).hyperparams
+    assert hyperparams == {"config": "fast.yaml", "trainer.max_epochs": "1"}
+
+
 def test_arguments_of_the_estimator_are_yaml():
     items = ["volume_size=100", "subnets=[subnet-1, subnet-2]", "tags={team: vision}", "output_kms_key=alias/mine"]
     assert dict(read_options(["--estimator", *items]).estimator) == {

@@ -1,11 +1,7 @@
 """Somebody else's Lightning project: whatever its modules look like, it is trained, tested, exported, and goes on."""
 
-import os
 import re
-import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,12 +15,9 @@ import yaml
 from glyph_data import GlyphDataModule
 from glyph_net import GlyphNet
 from interrupted import GLYPHS, differences, interrupt, train
-from programs import ENVIRONMENT, ROOT
 from projects import Manual, OneCycle, OnPlateau, Regression, ReturnsDict, ReturnsTensor
 from results import epoch_lines, last_checkpoint, samples, scalars
-from toolkit import Host, free_port
 
-PROJECT = ROOT / "tests/own_project"
 PLAIN, STATEFUL = "--data=projects.PlainData", "--data=projects.StatefulData"
 OWN_OPTIMIZER = " configures its optimizers itself: --optimizer is not used\n"
 NO_POSITION = "the training loader cannot tell its position, so an interrupted run goes on from the end of an epoch"
@@ -290,45 +283,6 @@ def test_a_line_names_the_option_that_gives_the_project_sagemakers_folder_unless
     line = "train.py: warning: the data module GlyphDataModule takes no data_dir: give it SageMaker's folder yourself, "
     line += f"such as --hyperparams data.root={tmp_path / 'training'}\n"
     assert stderr.count(line) == num_warnings and stderr.count("\n") == num_warnings
-
-
-@pytest.mark.slow
-def test_an_own_project_that_was_copied_into_app_trains_on_two_hosts(tmp_path):
-    GlyphDataModule(root=str(tmp_path / "files")).prepare_data()
-    names, hosts, port = ["127.0.0.1", "127.0.0.2"], [], free_port()
-    for name in names:
-        root = str(tmp_path / name / "input/data/training")
-        options = {option.removeprefix("--").split("=")[0]: option.split("=")[1] for option in GLYPHS}
-        options |= {"data.root": root, "trainer.accelerator": "cpu", "trainer.devices": "1", "trainer.max_epochs": "1"}
-        hosts.append(Host(tmp_path / name, name, names, options, tmp_path / "files", project=PROJECT))
-    try:
-        for host in hosts:
-            host.start(MASTER_PORT=port)
-        assert [host.wait() for host in hosts] == [0, 0], hosts[0].log
-    finally:
-        for host in hosts:
-            host.kill()
-    assert "training in 2 processes on 2 hosts, device cpu, 128 samples per step, from step 0" in hosts[0].log
-    assert "takes no data_dir" not in hosts[0].log
-    GlyphNet().load_state_dict(torch.load(hosts[0].model_dir / "model.pt"))
-
-
-@pytest.mark.slow
-def test_an_own_project_that_was_copied_into_app_passes_the_launchers_check(tmp_path):
-    for name in ("app", "launcher"):
-        if (ROOT / name).exists():
-            shutil.copytree(ROOT / name, tmp_path / name)
-    shutil.copy(ROOT / "run_sagemaker.py", tmp_path)
-    shutil.copytree(PROJECT, tmp_path / "app", dirs_exist_ok=True)
-    GlyphDataModule(root=str(tmp_path / ".cache")).prepare_data()
-    options = [option.removeprefix("--") for option in GLYPHS]
-    hyperparams = [*options, "trainer.accelerator=cpu", "data.root=/opt/ml/input/data/training"]
-    command = [sys.executable, tmp_path / "run_sagemaker.py", "--dry_run", "--hyperparams", *hyperparams]
-    no_aws = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("AWS_")}
-    no_aws |= {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
-    result = subprocess.run(command, cwd=tmp_path, env=no_aws, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    assert " --model glyph_net.GlyphNet" in result.stdout
 
 
 @pytest.mark.slow

@@ -29,10 +29,12 @@ SYNTHETIC = (
 )
 
 
-def run_train(*options: str, cwd: Path, code: int = 0, **kwargs) -> subprocess.CompletedProcess:
+def run_train(
+    *options: str, cwd: Path, code: int = 0, program: Path = ROOT / "app/train.py", **kwargs
+) -> subprocess.CompletedProcess:
     """Runs `python app/train.py` with these options in `cwd`, and checks its exit code."""
     kwargs = {"env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 240} | kwargs
-    result = subprocess.run([sys.executable, str(ROOT / "app/train.py"), *options], cwd=cwd, **kwargs)
+    result = subprocess.run([sys.executable, str(program), *options], cwd=cwd, **kwargs)
     assert result.returncode == code, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
     return result
 

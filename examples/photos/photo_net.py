@@ -1,0 +1,49 @@
+"""A ResNet-18 that tells photos apart."""
+
+import torch
+from pytorch_lightning import LightningModule
+from torch.nn.functional import cross_entropy
+from torchmetrics.classification import MulticlassAccuracy
+from torchvision.models import resnet18
+
+
+class PhotoNet(LightningModule):
+    """Starts from `weights`, a file like torchvision's for ResNet-18, or at random; its last layer fits any classes."""
+
+    def __init__(self, num_classes: int = 3, lr: float = 0.001, weights: str | None = None):
+        super().__init__()
+        self.save_hyperparameters()
+        self.network = resnet18(num_classes=num_classes)
+        if weights:
+            known = torch.load(weights, weights_only=True)
+            if len(known["fc.bias"]) != num_classes:
+                known |= self.network.fc.state_dict(prefix="fc.")
+            self.network.load_state_dict(known)
+        self.val_acc, self.test_acc = (MulticlassAccuracy(num_classes, average="micro") for _ in range(2))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images)
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        images, labels = batch
+        loss = cross_entropy(self(images), labels)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        logits = self(images)
+        self.val_acc(logits, labels)
+        self.log("val_loss", cross_entropy(logits, labels), sync_dist=True)
+        self.log("val_acc", self.val_acc, prog_bar=True)
+
+    def test_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        self.test_acc(self(images), labels)
+        self.log("test_acc", self.test_acc)
+
+    def configure_optimizers(self) -> dict:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.lr)
+        num_steps = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=self.hparams.lr, total_steps=num_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
