@@ -16,8 +16,9 @@ from programs import ROOT
 from results import epoch_lines
 from toolkit import Host, free_port
 from torchvision.models import resnet18
+from tutorial import block, run_block
 
-PORT = "cp examples/photos/photo* app/"
+PORT, MAKE_PHOTOS, TRAIN = block("cp examples/photos/photo* app/").splitlines()
 AS_ITS_OWNER = """
 from photo_data import PhotoData
 from photo_net import PhotoNet
@@ -48,7 +49,7 @@ def project(tmp_path_factory) -> Path:
     for name in ("app", "launcher", "examples"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     subprocess.run(PORT, shell=True, cwd=folder, check=True)
-    subprocess.run([sys.executable, "examples/photos/make_photos.py", "photos"], cwd=folder, check=True)
+    run_block(MAKE_PHOTOS, cwd=folder)
     return folder
 
 
@@ -56,7 +57,7 @@ def run(project: Path, *options: str, cwd: Path, step: int | None = None) -> Any
     """Trains with the recipe, its files where other tests have theirs; it is killed after `step`, if there is one."""
     if not (cwd / "photos").exists():
         (cwd / "photos").symlink_to(project / "photos")
-    options = (f"--config={project}/app/photos.yaml", "--checkpoint.dirpath=logs/checkpoints", *options)
+    options = (f"--config={project}/{TRAIN.split()[-1]}", "--checkpoint.dirpath=logs/checkpoints", *options)
     options += ("--logger.name=tutorial",)
     how = {"cwd": cwd, "cold": True, "program": project / "app/train.py"}
     return train(*options, **how) if step is None else interrupt(*options, step=step, **how)
