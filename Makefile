@@ -11,6 +11,9 @@ help:  ## List these commands
 train: .venv/installed  ## Train a ResNet-18 on the CPU, on synthetic images, in about a minute
 	$(BIN)/python app/train.py --config app/synthetic.yaml
 
+rehearse: .venv/installed-dev  ## Rehearse the cloud here, in two minutes: launch a job, kill one of two hosts, go on
+	$(BIN)/python tests/rehearse.py
+
 test: .venv/installed-dev  ## Run the tests that take seconds, offline, in less than four minutes
 	$(BIN)/pytest -n 2 -m "not docker and not slow"
 
@@ -64,4 +67,4 @@ lock: .venv/bin/uv  ## Choose versions for what pyproject.toml asks for; newer o
 	$(BIN)/uv pip install --quiet --python .venv/aws awscli==1.45.11
 	@touch $@
 
-.PHONY: help train test test-slow test-docker check bench record figures readme drill lock
+.PHONY: help train rehearse test test-slow test-docker check bench record figures readme drill lock

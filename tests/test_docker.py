@@ -15,6 +15,7 @@ import pytest
 import torch
 from archives import cifar10_files, write_archive
 from aws import BUCKET, ROLE, Endpoint
+from instances import make_hosts
 from programs import ENVIRONMENT, ROOT
 from results import as_bytes, last_checkpoint, scalars
 from toolkit import of_container
@@ -277,9 +278,9 @@ def test_the_request_of_a_cloud_job_is_what_two_containers_need_to_train_one_mod
     launch(project, *options, instance_count=2, env=aws.environment)
     (request,) = aws.requests
 
-    names, endpoint = ["algo-1", "algo-2"], Endpoint(address="0.0.0.0")
+    names, endpoint = ("algo-1", "algo-2"), Endpoint(address="0.0.0.0")
     network, user = "sagemaker-tutorial-test", f"{project.stat().st_uid}:{project.stat().st_gid}"
-    hosts = aws.hosts(request, tmp_path / "job", names, interface="eth0")
+    hosts = make_hosts(aws, request, tmp_path / "job", names, interface="eth0")
     for path in (tmp_path / "job").rglob("*"):
         os.chown(path, project.stat().st_uid, project.stat().st_gid)
     docker("network", "create", network)

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 import torch
 from archives import cifar10_files, write_archive
-from aws import ACCOUNT, AWS, BUCKET, REGION, ROLE, Endpoint
+from aws import ACCOUNT, AWS, BUCKET, IMAGE, REGION, ROLE, Endpoint
 from botocore.exceptions import ClientError
+from instances import execute
 from programs import ROOT
 from tutorial import block
 
@@ -29,7 +30,6 @@ from launcher.command_line import errors_in_one_line
 from run_sagemaker import launch as launch_with
 from run_sagemaker import print_results, read_options
 
-IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/sagemaker-tutorial:1"
 OPTIONS = (
     f"--image_uri={IMAGE}",
     f"--role={ROLE}",
@@ -69,19 +69,8 @@ def account(aws, tmp_path):
     """An account in which the tutorial has come as far as the launch: with the data in S3 and the image in ECR."""
     archive = write_archive(tmp_path, cifar10_files())
     aws.client("s3").upload_file(str(archive), BUCKET, "datasets/cifar-10/cifar-10-python.tar.gz")
-    put_image(aws, tag="1")
+    aws.put_image(tag="1")
     return aws
-
-
-DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
-
-
-def put_image(aws: AWS, tag: str, media_type: str = DOCKER, region: str = REGION) -> None:
-    ecr = aws.client("ecr", region)
-    if not ecr.describe_repositories()["repositories"]:
-        ecr.create_repository(repositoryName="sagemaker-tutorial")
-    manifest = {"schemaVersion": 2, "mediaType": media_type, "config": {"digest": f"sha256:{0:064}"}, "layers": []}
-    ecr.put_image(repositoryName="sagemaker-tutorial", imageManifest=json.dumps(manifest), imageTag=tag)
 
 
 @pytest.fixture
@@ -171,7 +160,7 @@ def test_an_old_bucket_in_europe_is_in_eu_west_1(account, check):
     s3.create_bucket(Bucket="old-bucket", CreateBucketConfiguration={"LocationConstraint": "EU"})
     assert s3.get_bucket_location(Bucket="old-bucket")["LocationConstraint"] == "EU"
     s3.put_object(Bucket="old-bucket", Key="x/data", Body=b"1")
-    put_image(account, tag="1", region="eu-west-1")
+    account.put_image(tag="1", region="eu-west-1")
     image = f"--image_uri={IMAGE.replace(REGION, 'eu-west-1')}"
     paths = ["--input_path=s3://old-bucket/x", "--output_path=s3://old-bucket/y"]
     assert check("--region=eu-west-1", image, *paths, code=0) == ""
@@ -186,7 +175,7 @@ def test_the_image_must_be_in_the_region_of_the_job(check, host):
 
 @pytest.mark.parametrize("kind", ["image.index", "image.manifest"])
 def test_an_image_of_a_kind_that_sagemaker_refuses_is_told(account, check, kind):
-    put_image(account, tag="oci", media_type=f"application/vnd.oci.{kind}.v1+json")
+    account.put_image(tag="oci", media_type=f"application/vnd.oci.{kind}.v1+json")
     line = check(f"--image_uri={IMAGE.removesuffix('1')}oci")
     assert re.match(
         rf"--image_uri=.*:oci: has the media type application/vnd.oci.{kind}.v1.json, .*push-image.sh", line
@@ -511,7 +500,7 @@ def test_the_commands_of_the_tutorial_work_as_printed_with_no_more_permissions_t
     with aws.enforce_policies():
         # The push needs Docker: tests/test_registry.py. This is what it would leave in the registry.
         stdout, stderr = start("docker/image-uri.sh").communicate()
-        put_image(aws, tag=stdout.strip().split(":")[1])
+        aws.put_image(tag=stdout.strip().split(":")[1])
 
         checksum = hashlib.md5((project / ".cache/cifar-10-python.tar.gz").read_bytes()).hexdigest()
         stdout, stderr = start(
@@ -525,7 +514,7 @@ def test_the_commands_of_the_tutorial_work_as_printed_with_no_more_permissions_t
             assert process.poll() is None, process.communicate()
             time.sleep(0.1)
         (request,) = aws.requests
-        aws.execute(request, tmp_path / "job", role)
+        execute(aws, request, tmp_path / "job", role)
         stdout, stderr = process.communicate(timeout=120)
         assert process.returncode == 0, stdout + stderr
 

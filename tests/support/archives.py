@@ -6,6 +6,8 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import torch
+from synthetic import striped_images
 
 BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
 
@@ -18,6 +20,13 @@ def cifar10_files(num_images: int = 20) -> dict[str, object]:
         data = numbers.integers(0, 256, (num_images, 3072), dtype=np.uint8)
         files[name] = {"data": data, "labels": numbers.integers(0, 10, num_images).tolist()}
     return files
+
+
+def striped_files(num_images: int) -> dict[str, object]:
+    """The same with images that a network can learn to tell apart."""
+    images, labels = striped_images(len(BATCHES) * num_images, 10, torch.Generator().manual_seed(0))
+    parts = zip(BATCHES, images.flatten(1).split(num_images), labels.split(num_images), strict=True)
+    return cifar10_files() | {name: {"data": some.numpy(), "labels": of.tolist()} for name, some, of in parts}
 
 
 def write_archive(directory: Path, files: dict[str, object]) -> Path:

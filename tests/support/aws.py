@@ -2,11 +2,11 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,12 +24,13 @@ from moto.sagemaker.responses import SageMakerResponse
 from moto.server import ThreadedMotoServer
 from moto.servicequotas.responses import ServiceQuotasResponse
 from programs import ENVIRONMENT, ROOT
-from toolkit import Host, free_port
 from tutorial import block
 from werkzeug.serving import make_server
 
 REGION = "eu-central-1"
 ACCOUNT = "123456789012"
+IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/sagemaker-tutorial:1"
+DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/sagemaker"
 BIN = Path(sys.executable).parent
 BUCKET = "my-bucket"
@@ -46,6 +47,7 @@ class AWS:
     """
 
     def __init__(self):
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # or else each request would be a line on stderr
         self.server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         self.server.start()
         self.endpoint = "http://{}:{}".format(*self.server.get_host_and_port())
@@ -112,8 +114,15 @@ class AWS:
 
     def keys(self, prefix: str = "") -> list[str]:
         """The names of the objects in the bucket."""
-        objects = self.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
-        return [item["Key"] for item in objects]
+        pages = self.client("s3").get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+        return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+    def put_image(self, tag: str, media_type: str = DOCKER, region: str = REGION) -> None:
+        ecr = self.client("ecr", region)
+        if not ecr.describe_repositories()["repositories"]:
+            ecr.create_repository(repositoryName="sagemaker-tutorial")
+        manifest = {"schemaVersion": 2, "mediaType": media_type, "config": {"digest": f"sha256:{0:064}"}, "layers": []}
+        ecr.put_image(repositoryName="sagemaker-tutorial", imageManifest=json.dumps(manifest), imageTag=tag)
 
     def person(self, name: str, policy: str) -> dict[str, str]:
         """The environment of somebody who has this policy, which counts after `enforce_policies`."""
@@ -183,38 +192,6 @@ class AWS:
         logs.create_log_stream(logGroupName=LOG_GROUP, logStreamName=stream)
         events = [{"timestamp": time.time_ns() // 10**6, "message": line} for line in lines if line]
         logs.put_log_events(logGroupName=LOG_GROUP, logStreamName=stream, logEvents=events)
-
-    def hosts(self, request: dict[str, Any], folder: Path, names: list[str], interface: str = "lo") -> list[Host]:
-        """The hosts that SageMaker makes for a request, with the channel's files."""
-        (channel,) = request["InputDataConfig"]
-        prefix = channel["DataSource"]["S3DataSource"]["S3Uri"].removeprefix(f"s3://{BUCKET}/")
-        (folder / "data").mkdir(parents=True)
-        for key in self.keys(prefix):
-            self.client("s3").download_file(BUCKET, key, str(folder / "data" / Path(key).name))
-        assert len(names) == request["ResourceConfig"]["InstanceCount"]
-        hyperparameters = {key: json.loads(value) for key, value in request["HyperParameters"].items()}
-        return [Host(folder / name, name, names, hyperparameters, folder / "data", interface) for name in names]
-
-    def execute(self, request: dict[str, Any], folder: Path, role: dict[str, str]) -> None:
-        """Does what SageMaker does: trains on two hosts, and puts the results into S3.
-
-        `role` is the environment of the execution role.
-        """
-        hosts = self.hosts(request, folder, ["127.0.0.1", "127.0.0.2"])
-        job_name, port = request["TrainingJobName"], free_port()
-        environment = {name: value for name, value in role.items() if name.startswith("AWS_")}
-        for host in hosts:
-            host.start(**environment, TRAINING_JOB_NAME=job_name, MASTER_PORT=port)
-        codes = [host.wait() for host in hosts]
-        output = f"{request['OutputDataConfig']['S3OutputPath'].removeprefix(f's3://{BUCKET}/')}/{job_name}/output"
-        for name, source in ("model", hosts[0].model_dir), ("output", hosts[0].output_dir / "data"):
-            with tarfile.open(folder / f"{name}.tar.gz", "w:gz") as tar:
-                tar.add(source, arcname=".")
-            self.client("s3").upload_file(str(folder / f"{name}.tar.gz"), BUCKET, f"{output}/{name}.tar.gz")
-        for number, host in enumerate(hosts, 1):
-            self.log(job_name, f"algo-{number}", host.log.splitlines())
-        status = "Failed" if any(codes) else "Completed"
-        self.describe(job_name, training_job_status=status, secondary_status=status, billable_time_in_seconds=60)
 
 
 def as_known_to_moto(policy: dict[str, Any]) -> str:

@@ -32,8 +32,8 @@ class CheckpointAgent:
         self._numbers = random.Random(0)
         self._end = Event()
         self._growths: dict[str, set[int]] = {}
-        store.mkdir(exist_ok=True)
-        shutil.copytree(store, folder, dirs_exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.fetch()
         self._copied = self._look()
         self._thread = Thread(target=self._work, daemon=True)
 
@@ -45,6 +45,16 @@ class CheckpointAgent:
         self._end.set()
         self._thread.join(60)
         assert not self._thread.is_alive()
+
+    def fetch(self) -> None:
+        self.store.mkdir(exist_ok=True)
+        shutil.copytree(self.store, self.folder, dirs_exist_ok=True)
+
+    def put(self, name: str, content: bytes) -> None:
+        (self.store / name).write_bytes(content)
+
+    def delete(self, name: str) -> None:
+        (self.store / name).unlink(missing_ok=True)
 
     def _look(self) -> dict[str, tuple[int, int]]:
         """Size and time of each file."""
@@ -59,7 +69,7 @@ class CheckpointAgent:
         while not self.is_gone.exists() and not self.gave_up_at:
             is_last, seen = self._end.is_set(), self._look()
             for name in self._copied.keys() - seen.keys():
-                (self.store / name).unlink(missing_ok=True)
+                self.delete(name)
                 del self._copied[name]
             changed = [name for name in seen if self._copied.get(name) != seen[name]]
             self._numbers.shuffle(changed)
@@ -91,5 +101,5 @@ class CheckpointAgent:
                 return False
             if self.is_gone.exists():
                 return False
-        (self.store / name).write_bytes(b"".join(parts))
+        self.put(name, b"".join(parts))
         return True

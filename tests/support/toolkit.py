@@ -23,6 +23,8 @@ class Host:
     path, and its name in the container.
     """
 
+    process: subprocess.Popen | None = None  # until it starts
+
     def __init__(
         self,
         base_dir: Path,
@@ -68,6 +70,9 @@ class Host:
         variables = {name: ENVIRONMENT[name] for name in names if name in ENVIRONMENT}
         variables |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "SIGTERM_WAIT_SECONDS": "2"}
         variables |= OF_IMAGE | {"SAGEMAKER_BASE_DIR": str(self.base_dir)} | of_container(environment)
+        # A hyperparameter may point into /opt/ml, which every container has to itself, and this machine has not.
+        hyperparameters = self.base_dir / "input/config/hyperparameters.json"
+        hyperparameters.write_text(hyperparameters.read_text().replace('"/opt/ml', f'"{self.base_dir}'))
         self.log_path = self.base_dir / "log"
         with open(self.log_path, "w") as log:
             self.process = subprocess.Popen(
@@ -93,9 +98,10 @@ class Host:
 
     def kill(self) -> None:
         """Ends all processes of the host at once, if there are any left."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        if self.process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
 
 def of_container(variables: dict[str, str]) -> dict[str, str]:
