@@ -1,7 +1,7 @@
 # `make help` lists the commands. PYTHON chooses the interpreter: make train PYTHON=python3.12
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/uv pip install --quiet --python .venv --require-hashes
+INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python .venv --require-hashes
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --custom-compile-command 'make lock' $(addprefix --upgrade-package ,$(UPGRADE))
 
