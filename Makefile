@@ -22,8 +22,8 @@ check: .venv/installed-dev  ## Check format and style of Python and shell
 	$(BIN)/ruff check .
 	$(BIN)/shellcheck .ci/run *.sh docker/*.sh
 
-bench: .venv/installed-dev  ## Measure the input pipeline and Lightning's overhead
-	$(BIN)/python tests/bench.py
+bench: .venv/installed-dev  ## Measure speed and memory beside what one could use instead: all parts, or PART
+	$(BIN)/python tests/bench.py $(PART)
 
 drill: .venv/installed-dev  ## Kill runs in all ways, and compare how they end: 20 times, or N
 	$(BIN)/python tests/drill.py $(N)
