@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from benchmarks.steps import tasks, time_loop, time_stock
+from benchmarks.steps import recipe, time_loop, time_stock
 from cifar10 import SyntheticCIFAR10DataModule
 from fast import FastNet
 from measuring import Result, seconds_per_step
@@ -17,16 +17,16 @@ def test_loop_stock_trainer_and_train_py_end_with_the_same_weights(monkeypatch):
     monkeypatch.setattr(FastNet, "configure_optimizers", lambda self: networks.append(self.network) or configure(self))
     images = SyntheticCIFAR10DataModule(num_train_images=600, num_test_images=10).read()
     monkeypatch.setattr("measuring.read_images", lambda: images)
-    *_, recipe = tasks("cpu")
-    recipe.num_steps, recipe.data["batch_size"] = 4, 60
-    recipe.options.append("--data.batch_size=60")
+    task = recipe("cpu")
+    task.num_steps, task.data["batch_size"] = 4, 60
+    task.options.append("--data.batch_size=60")
     for run in (
-        lambda: time_loop(recipe, "cpu"),
-        lambda: time_stock(recipe, "cpu"),
-        lambda: time_ours(recipe.options, recipe.num_steps),
+        lambda: time_loop(task, "cpu"),
+        lambda: time_stock(task, "cpu"),
+        lambda: time_ours(task.options, task.num_steps),
     ):
         seed_everything(42)
-        assert len(run()) == recipe.num_steps
+        assert len(run()) == task.num_steps
     loop, *others = [torch.cat([weight.flatten() for weight in each.parameters()]) for each in networks]
     assert len(others) == 2 and all(torch.equal(weights, loop) for weights in others)
 

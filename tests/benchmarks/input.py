@@ -68,7 +68,7 @@ def compare(module: Images, dataset: CIFAR10, all_num_workers: list[int], least:
     yield Result(f"images per second, batch {size}, beside copying as many bytes", speeds["ours"] / speeds["copies"])
 
 
-def measure() -> Iterator[Result]:
+def measure_input() -> Iterator[Result]:
     module = Images()
     module.setup()
     dataset = torchvision_dataset(module)

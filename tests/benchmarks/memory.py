@@ -27,7 +27,7 @@ def peak(options: list[str], device: str) -> tuple[float, float]:
     return tuple(int(number) / 1e9 for number in re.search(r"peak memory: (\d+) (\d+)", result.stdout).groups())
 
 
-def measure() -> Iterator[Result]:
+def measure_memory() -> Iterator[Result]:
     if not Path("/proc/self/status").exists():
         return print("peak memory is measured on Linux only")
     for device in DEVICES:

@@ -41,7 +41,7 @@ def time_steps(options: list[str], batch_size: int, num_processes: int, num_thre
     return [float(word) for word in re.search("seconds of steps: (.*)", result.stdout)[1].split()]
 
 
-def measure() -> Iterator[Result]:
+def measure_processes() -> Iterator[Result]:
     for name, (batch_size, options) in TASKS.items():
         run = partial(time_steps, options, batch_size)
         alternatives = {"one process": partial(run, 1, 2), "two processes": partial(run, 2, 1)}

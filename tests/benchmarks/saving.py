@@ -45,6 +45,6 @@ def measure_checkpoint() -> Result:
     return Result(what, share, "%", most=2, details={"seconds": seconds})
 
 
-def measure() -> Iterator[Result]:
+def measure_saving() -> Iterator[Result]:
     yield measure_log()
     yield measure_checkpoint()

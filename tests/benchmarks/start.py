@@ -43,7 +43,7 @@ def seconds_to_first_step() -> float:
     return seconds if is_there else sys.exit(f"{process.args} failed")
 
 
-def measure() -> Iterator[Result]:
+def measure_start() -> Iterator[Result]:
     # The launcher lets train.py check its options while it imports the SDK.
     imports = python("-c", "import sagemaker.pytorch"), python("-c", "import train", cwd="app")
     alternatives = {

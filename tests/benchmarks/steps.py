@@ -34,16 +34,20 @@ class Task:
     num_rounds: int = 10
 
 
-def tasks(device: str) -> list[Task]:
+def resnet18() -> Task:
+    return Task("ResNet-18, batch 32", ResNet18, ["--model=ResNet18"], {}, 20)
+
+
+def linear() -> Task:
+    return Task("linear, batch 32", Linear, ["--model=our_trainer.Linear"], {}, 200)
+
+
+def recipe(device: str) -> Task:
     precision = "bf16-mixed" if precision_here("bf16-mixed", device) == "bf16-mixed" else "32-true"
-    recipe = [f"--config={ROOT}/app/fast.yaml", f"--trainer.precision={precision}"]
+    options = [f"--config={ROOT}/app/fast.yaml", f"--trainer.precision={precision}"]
     data = {"batch_size": 512, "val_split": 0, "padding": 2, "alternate_flips": True}
-    return [
-        Task("ResNet-18, batch 32", ResNet18, ["--model=ResNet18"], {}, 20),
-        Task("linear, batch 32", Linear, ["--model=our_trainer.Linear"], {}, 200),
-        # With those that are not timed, 40 steps, during which images grow as in a whole run.
-        Task("recipe, batch 512", FastNet, recipe, data, 35, precision, 5),
-    ]
+    # With those that are not timed, 40 steps, during which images grow as in a whole run.
+    return Task("recipe, batch 512", FastNet, options, data, 35, precision, num_rounds=5)
 
 
 class StockMixin:
@@ -123,24 +127,31 @@ def prepare(model: Classifier, module: Images, num_steps: int) -> tuple:
     return config["optimizer"], config["lr_scheduler"]["scheduler"]
 
 
-def measure() -> Iterator[Result]:
+def measure_steps() -> Iterator[Result]:
     for device in DEVICES:
-        for task in tasks(device):
-            alternatives = {
-                "loop": partial(time_loop, task, device),
-                "stock": partial(time_stock, task, device),
-                "ours": partial(time_ours, task.options, task.num_steps, device),
-            }
-            seconds = {
-                name: seconds_per_step(rounds) for name, rounds in in_turns(alternatives, task.num_rounds).items()
-            }
-            ms = {f"{name} ms": value * 1000 for name, value in seconds.items()}
-            where = f"{task.name}, {device}"
-            if task.model_class is Linear:
-                added = ms["ours ms"] - ms["loop ms"]
-                yield Result(f"{where}: added to a loop's step", added, "ms", most=1, details=ms)
-            else:
-                least = 0.98 if device == "cpu" else 0.95
-                yield Result(f"{where}: speed, of a loop's", seconds["loop"] / seconds["ours"], least=least, details=ms)
-            # What is far less than the steps differ from run to run is not slower.
-            yield Result(f"{where}: speed, of a stock Trainer's", seconds["stock"] / seconds["ours"], least=0.99)
+        for task in (resnet18(), linear()):
+            yield from compare(task, device)
+
+
+def measure_recipe() -> Iterator[Result]:
+    for device in DEVICES:
+        yield from compare(recipe(device), device)
+
+
+def compare(task: Task, device: str) -> Iterator[Result]:
+    alternatives = {
+        "loop": partial(time_loop, task, device),
+        "stock": partial(time_stock, task, device),
+        "ours": partial(time_ours, task.options, task.num_steps, device),
+    }
+    seconds = {name: seconds_per_step(rounds) for name, rounds in in_turns(alternatives, task.num_rounds).items()}
+    ms = {f"{name} ms": value * 1000 for name, value in seconds.items()}
+    where = f"{task.name}, {device}"
+    if task.model_class is Linear:
+        added = ms["ours ms"] - ms["loop ms"]
+        yield Result(f"{where}: added to a loop's step", added, "ms", most=1, details=ms)
+    else:
+        least = 0.98 if device == "cpu" else 0.95
+        yield Result(f"{where}: speed, of a loop's", seconds["loop"] / seconds["ours"], least=least, details=ms)
+    # What is far less than the steps differ from run to run is not slower.
+    yield Result(f"{where}: speed, of a stock Trainer's", seconds["stock"] / seconds["ours"], least=0.99)
