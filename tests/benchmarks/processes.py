@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 from fast import FastNet
-from measuring import ROOT, SKIPPED, Result, in_turns, seconds_per_step, train_py
+from measuring import DATA, ROOT, SKIPPED, Result, in_turns, seconds_per_step, train_py
 from other_hosts import FLOPS, FLOPS_16, bytes_sent, communication_seconds, efficiency
 from resnet import ResNet18
 from torch.nn.functional import cross_entropy
@@ -21,19 +21,18 @@ from torch.utils.flop_counter import FlopCounterMode
 NUM_STEPS, NUM_ROUNDS = 20, 2
 RECIPE = [f"--config={ROOT}/app/fast.yaml"]
 TASKS = {"ResNet-18": (128, []), "recipe": (512, RECIPE)}  # with the global batch
-SHARES = (0.45, 0.3, 0.25)
-# Speed does not depend on the number of images, of which each process makes all.
-DATA = ["--data=SyntheticCIFAR10DataModule", "--data.num_train_images=14000", "--data.num_test_images=100"]
+SHARES = (0.45, 0.3, 0.25)  # of the recipe's steps, with images of each of its sizes
 
 
 def time_steps(options: list[str], batch_size: int, num_processes: int, num_threads: int) -> list[float]:
     """Seconds of each step of `python app/train.py`."""
     with tempfile.TemporaryDirectory() as folder:
         limits = ["--trainer.max_epochs=1", f"--trainer.limit_train_batches={SKIPPED + NUM_STEPS}"]
-        limits += ["--trainer.limit_val_batches=0", "--trainer.callbacks=measuring.PrintSteps"]
+        limits += ["--trainer.limit_val_batches=0", "--trainer.limit_test_batches=1"]
         places = [f"--checkpoint.dirpath={folder}", f"--logger.save_dir={folder}"]
         sizes = [f"--trainer.devices={num_processes}", f"--data.batch_size={batch_size // num_processes}"]
-        options = [*options, *DATA, "--data.val_split=100", *limits, *places, "--trainer.accelerator=cpu", *sizes]
+        options = [*options, *DATA, *limits, *places, *sizes]
+        options += ["--trainer.accelerator=cpu", "--trainer.callbacks=measuring.PrintSteps"]
         command = train_py(*options, OMP_NUM_THREADS=str(num_threads))
         result = subprocess.run(**command, capture_output=True, text=True)
     if result.returncode:
@@ -69,7 +68,6 @@ def calculate() -> Iterator[Result]:
     for name, model, batch_size, flops in ("ResNet-18", ResNet18(), 128, FLOPS), ("recipe", FastNet(), 512, FLOPS_16):
         num_parameters = sum(weight.numel() for weight in model.network.parameters() if weight.requires_grad)
         yield Result(f"CALCULATED {name}: sent per step by each of 2", bytes_sent(num_parameters, 2) / 1e6, "MB")
-        # The recipe's images grow: of how many pixels they are for which share of the steps.
         sizes = zip(getattr(model, "sizes", [32]), SHARES if name == "recipe" else [1], strict=True)
         computing = sum(share * num_flops(model.network, size) for size, share in sizes) * batch_size / flops
         for num_hosts in 1, 2, 4, 8:
