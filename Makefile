@@ -28,8 +28,8 @@ check: .venv/installed-dev  ## Check format and style of Python and shell
 	$(BIN)/ruff check .
 	$(BIN)/shellcheck .ci/run *.sh docker/*.sh
 
-bench: .venv/installed-dev  ## Measure the input pipeline and Lightning's overhead
-	$(BIN)/python tests/bench.py
+bench: .venv/installed-dev  ## Measure speed and memory beside what one could use instead: all parts, or PART
+	$(BIN)/python tests/bench.py $(PART)
 
 readme: .venv/installed-dev  ## Run the README's commands that show an output, and write it anew
 	PYTHONPATH=tests/support $(BIN)/python tests/readme.py

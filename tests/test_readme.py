@@ -18,8 +18,18 @@ from tutorial import BLOCKS, PAGES, block, run_block, same_lines
 
 README = PAGES[ROOT / "README.md"]
 PROSE = {page: re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE) for page, text in PAGES.items()}
-# Options of other programs.
-OTHERS = {"--user-name", "--policy-arn", "--recursive", "--force", "--repository-name", "--build-arg", "--num_seeds"}
+# Options of other programs, and of examples/photos.
+OTHERS = {
+    "--user-name",
+    "--policy-arn",
+    "--recursive",
+    "--force",
+    "--repository-name",
+    "--build-arg",
+    "--num_seeds",
+    "--model.lr",
+    "--model.weights",
+}
 
 
 def test_the_readme_can_be_read_in_one_sitting():

@@ -1,0 +1,157 @@
+"""Milliseconds of a training step of train.py, beside those of a bare loop and of a stock Trainer."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from fast import FastNet
+from measuring import DEVICES, ROOT, SKIPPED, Clock, Images, Result, in_turns, seconds_per_step
+from our_trainer import Linear, back_to_normal, time_ours
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from resnet import Classifier, ResNet18
+from runtime.cli import precision_here
+from torch import Tensor
+from torchmetrics import Accuracy
+
+
+@dataclass
+class Task:
+    """What train.py trains with these options, for those who train it otherwise."""
+
+    name: str
+    model_class: type[Classifier]
+    options: list[str]
+    data: dict[str, int | bool]
+    num_steps: int
+    precision: str = "32-true"
+    num_rounds: int = 10
+
+
+def resnet18() -> Task:
+    return Task("ResNet-18, batch 32", ResNet18, ["--model=ResNet18"], {}, 20)
+
+
+def linear() -> Task:
+    return Task("linear, batch 32", Linear, ["--model=our_trainer.Linear"], {}, 200)
+
+
+def recipe(device: str) -> Task:
+    precision = "bf16-mixed" if precision_here("bf16-mixed", device) == "bf16-mixed" else "32-true"
+    options = [f"--config={ROOT}/app/fast.yaml", f"--trainer.precision={precision}"]
+    data = {"batch_size": 512, "val_split": 0, "padding": 2, "alternate_flips": True}
+    # With those that are not timed, 40 steps, during which images grow as in a whole run.
+    return Task("recipe, batch 512", FastNet, options, data, 35, precision, num_rounds=5)
+
+
+class StockMixin:
+    """Logs in each step, as most people write it, optimizes as train.yaml says, and writes down the time."""
+
+    def __init__(self):
+        super().__init__()
+        self.accuracy, self.clock = Accuracy("multiclass", num_classes=10), Clock()
+
+    def add(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        self.accuracy(logits, labels)
+        self.log("loss", loss, on_step=True, on_epoch=True)
+        self.log("accuracy", self.accuracy, on_step=False, on_epoch=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        pass  # where Classifier logs
+
+    def configure_optimizers(self):
+        adam = not isinstance(self, FastNet)
+        return torch.optim.Adam(self.parameters(), lr=0.001) if adam else super().configure_optimizers()
+
+
+def time_stock(task: Task, device: str) -> list[float]:
+    """Seconds of each step of a Trainer with Lightning's own logger and checkpoints."""
+    model = type("Stock", (StockMixin, task.model_class), {})()
+    with tempfile.TemporaryDirectory() as folder:
+        limits = {"max_epochs": 1, "limit_train_batches": SKIPPED + task.num_steps, "limit_val_batches": 0}
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+        parts = {"logger": TensorBoardLogger(folder), "callbacks": [ModelCheckpoint(folder), model.clock]}
+        every = 10 if task.model_class is FastNet else 50  # as train.py logs
+        how = {"accelerator": device, "devices": 1, "precision": task.precision, "log_every_n_steps": every}
+        Trainer(deterministic="warn", **how, **parts, **limits, **quiet).fit(model, Images(**task.data))
+    back_to_normal()
+    return model.clock.seconds()
+
+
+def time_loop(task: Task, device: str) -> list[float]:
+    """Seconds of each step of the loop that one would write without Trainer, with the same batches and sums."""
+    module, model = Images(**task.data), task.model_class()
+    module.setup()
+    num_steps, target = SKIPPED + task.num_steps, torch.device("cuda" if device == "gpu" else "cpu")
+    optimizer, schedule = prepare(model.to(target), module, num_steps)
+    network, clock, sums = model.network.train(), Clock(), torch.zeros(2, device=target)
+    for step, indices in enumerate(islice(module.train_dataloader(), num_steps)):
+        images, labels = module.batch("train", indices.to(target))
+        if schedule:
+            size = model.sizes[(step >= 0.45 * num_steps) + (step >= 0.75 * num_steps)]
+            if size != images.shape[-1]:
+                images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(target.type, torch.bfloat16, enabled=task.precision == "bf16-mixed"):
+            logits = network(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=model.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if schedule:
+            schedule.step()
+        sums[0] += loss.detach() * len(labels)
+        sums[1] += (logits.argmax(dim=1) == labels).sum()
+        clock.tick(device)
+    return clock.seconds()
+
+
+def prepare(model: Classifier, module: Images, num_steps: int) -> tuple:
+    """The optimizer and the schedule, if there is one."""
+    if not isinstance(model, FastNet):
+        return torch.optim.Adam(model.parameters(), lr=0.001), None
+    # What the recipe asks Trainer for.
+    model.trainer = SimpleNamespace(datamodule=module, world_size=1, estimated_stepping_batches=num_steps)
+    model.setup("fit")
+    config = model.configure_optimizers()
+    return config["optimizer"], config["lr_scheduler"]["scheduler"]
+
+
+def measure_steps() -> Iterator[Result]:
+    for device in DEVICES:
+        for task in (resnet18(), linear()):
+            yield from compare(task, device)
+
+
+def measure_recipe() -> Iterator[Result]:
+    for device in DEVICES:
+        yield from compare(recipe(device), device)
+
+
+def compare(task: Task, device: str) -> Iterator[Result]:
+    alternatives = {
+        "loop": partial(time_loop, task, device),
+        "stock": partial(time_stock, task, device),
+        "ours": partial(time_ours, task.options, task.num_steps, device),
+    }
+    seconds = {name: seconds_per_step(rounds) for name, rounds in in_turns(alternatives, task.num_rounds).items()}
+    ms = {f"{name} ms": value * 1000 for name, value in seconds.items()}
+    where = f"{task.name}, {device}"
+    if task.model_class is Linear:
+        added = ms["ours ms"] - ms["loop ms"]
+        yield Result(f"{where}: added to a loop's step", added, "ms", most=1, details=ms)
+    else:
+        least = 0.98 if device == "cpu" else 0.95
+        yield Result(f"{where}: speed, of a loop's", seconds["loop"] / seconds["ours"], least=least, details=ms)
+    # What is far less than the steps differ from run to run is not slower.
+    yield Result(f"{where}: speed, of a stock Trainer's", seconds["stock"] / seconds["ours"], least=0.99)

@@ -1,0 +1,57 @@
+"""The benchmarks: what they compare is the same work, and what they calculate."""
+
+import pytest
+import torch
+from benchmarks.steps import recipe, time_loop, time_stock
+from cifar10 import SyntheticCIFAR10DataModule
+from fast import FastNet
+from measuring import Result, seconds_per_step
+from other_hosts import NETWORK, bytes_sent, communication_seconds, efficiency
+from our_trainer import time_ours
+from pytorch_lightning import seed_everything
+
+
+@pytest.mark.slow
+def test_loop_stock_trainer_and_train_py_end_with_the_same_weights(monkeypatch):
+    networks, configure = [], FastNet.configure_optimizers
+    monkeypatch.setattr(FastNet, "configure_optimizers", lambda self: networks.append(self.network) or configure(self))
+    images = SyntheticCIFAR10DataModule(num_train_images=600, num_test_images=10).read()
+    monkeypatch.setattr("measuring.read_images", lambda: images)
+    task = recipe("cpu")
+    task.num_steps, task.data["batch_size"] = 4, 60
+    task.options.append("--data.batch_size=60")
+    for run in (
+        lambda: time_loop(task, "cpu"),
+        lambda: time_stock(task, "cpu"),
+        lambda: time_ours(task.options, task.num_steps),
+    ):
+        seed_everything(42)
+        assert len(run()) == task.num_steps
+    loop, *others = [torch.cat([weight.flatten() for weight in each.parameters()]) for each in networks]
+    assert len(others) == 2 and all(torch.equal(weights, loop) for weights in others)
+
+
+def test_a_process_of_a_ring_sends_all_but_one_nth_of_the_gradients_twice():
+    assert [bytes_sent(1000, num) for num in (1, 2, 4)] == [0, 4000, 6000]
+
+
+def test_between_hosts_the_network_decides():
+    assert communication_seconds(10**6, num_hosts=2) == bytes_sent(10**6, 8) / NETWORK
+    assert communication_seconds(10**6, num_hosts=1) < communication_seconds(10**6, num_hosts=2) / 2
+
+
+def test_efficiency_falls_with_hosts_and_is_half_where_communication_takes_as_long_as_computing():
+    values = [efficiency(0.1, 10**7, num_hosts) for num_hosts in (1, 2, 4, 8)]
+    assert values == sorted(values, reverse=True) and 0 < values[-1] < values[0] < 1
+    assert efficiency(communication_seconds(10**7, 2), 10**7, 2) == pytest.approx(0.5)
+
+
+def test_a_step_takes_the_median_of_its_rounds_and_steps_differ():
+    assert seconds_per_step([[1, 10], [2, 20], [900, 30]]) == 11
+
+
+def test_a_result_meets_its_target_or_has_none():
+    at_least, at_most = {"least": 0.9}, {"most": 0.9}
+    assert [Result("", value, **at_least).is_met for value in (0.8, 0.9)] == [False, True]
+    assert [Result("", value, **at_most).is_met for value in (0.9, 1.0)] == [True, False]
+    assert Result("", 1).is_met is None and str(Result("speed", 1)).split() == ["speed", "1", "times"]
