@@ -3,7 +3,6 @@
 On what there is, on CIFAR-10:   python app/train.py
 On all GPUs of this machine:     python app/train.py --trainer.accelerator=gpu --trainer.devices=-1
 In two processes on the CPU:     python app/train.py --trainer.accelerator=cpu --trainer.devices=2
-Going on after its end:          python app/train.py --ckpt_path=last --trainer.max_epochs=10
 Repeating a run:                 python app/train.py --config=logs/tensorboard/tutorial/version_0/config.yaml
 
 People use most: --data.batch_size, --trainer.max_epochs, --trainer.devices, --trainer.precision, --optimizer.lr,

@@ -83,7 +83,9 @@ def test_every_option_of_the_tutorial_is_one_of_the_programs(tmp_path):
     launcher = [sys.executable, ROOT / "run_sagemaker.py", "--help"]
     helps = run_train_warm("--help", cwd=tmp_path), subprocess.run(launcher, capture_output=True, text=True)
     known = set(re.findall(r"--[\w.]+", "".join(result.stdout for result in helps))) | OTHERS
-    named = {option for text in PROSE.values() for option in re.findall(r"(?<=[`\s(])--[a-z][\w.-]*\w", text)}
+    launches = [block.commands for block in BLOCKS if block.fate == "parsed" and "run_sagemaker.py" in block.commands]
+    texts = [*PROSE.values(), *launches]
+    named = {option for text in texts for option in re.findall(r"(?<=[`\s(])--[a-z][\w.-]*\w", text)}
     assert named - known == set()
 
 
