@@ -11,7 +11,7 @@ help:  ## List these commands
 train: .venv/installed  ## Train a ResNet-18 on the CPU, on synthetic images, in about a minute
 	$(BIN)/python app/train.py --config app/synthetic.yaml
 
-rehearse: .venv/installed-dev  ## Rehearse the cloud here, in two minutes: launch a job, kill one of two hosts, go on
+rehearse: .venv/installed-dev  ## Rehearse the cloud here, in one minute: launch a job, kill one of two hosts, go on
 	$(BIN)/python tests/rehearse.py
 
 test: .venv/installed-dev  ## Run the tests that take seconds, offline, in less than four minutes
