@@ -9,7 +9,7 @@ help:  ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 train: .venv/installed  ## Train a ResNet-18 on the CPU, on synthetic images, in about a minute
-	$(BIN)/python app/train.py --config app/synthetic.yaml
+	PYTHONPATH=examples/synthetic $(BIN)/python app/train.py --config examples/synthetic/synthetic.yaml
 
 rehearse: .venv/installed-dev  ## Rehearse the cloud here, in one minute: launch a job, kill one of two hosts, go on
 	$(BIN)/python tests/rehearse.py
@@ -32,7 +32,7 @@ bench: .venv/installed-dev  ## Measure speed and memory beside what one could us
 	$(BIN)/python tests/bench.py $(PART)
 
 readme: .venv/installed-dev  ## Run the README's commands that show an output, and write it anew
-	PYTHONPATH=tests/support $(BIN)/python tests/readme.py
+	PYTHONPATH=tests/support:examples/synthetic $(BIN)/python tests/readme.py
 
 record: .venv/installed  ## Record what a picture shows: NAME=defaults, fast or interruption
 	$(BIN)/python docs/record.py $(NAME)

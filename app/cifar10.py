@@ -8,28 +8,27 @@ from cifar10_files import URL, check_images, read_cifar10
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from pytorch_lightning import LightningDataModule
 from runtime.index_loader import IndexLoader, generator
-from synthetic import striped_images
 from torch import Tensor
 
-AUGMENTATION, SPLIT, SYNTHESIS = 1, 2, 3  # streams of random numbers, independent of IndexLoader's ORDER
+AUGMENTATION, SPLIT = 1, 2  # streams of random numbers, independent of IndexLoader's ORDER
 
 
 class CIFAR10DataModule(LightningDataModule):
     """CIFAR-10: 50,000 training and 10,000 test images of 32 by 32 pixels in 10 classes.
 
-    Batches are float32 images [batch_size, 3, 32, 32] and int64 labels [batch_size] on the network's device.
+    Batches are float32 images [batch_size, 3, 32, 32], of mean 0 and standard deviation 1 per channel, and int64 labels
+    [batch_size], on the network's device.
     A subclass for other images, all of one size, has its own `read`, `num_classes`, `mean`, `std` and `description`.
 
     Args:
-        data_dir: Folder, read-only or not, with cifar-10-python.tar.gz, downloaded if missing, or cifar-10-batches-py/.
+        data_dir: Folder, read-only or not, with cifar-10-python.tar.gz, which is downloaded if it is missing.
         batch_size: Images per process and step, from 1. The global batch is this times the number of processes.
         val_split: Number of training images held out for validation, from 0 to 49,999.
-        normalize: Shift and scale each channel to mean 0 and standard deviation 1; otherwise pixels are in [0, 1].
         augment: Crop training images at random from a black frame, and mirror half of them.
         padding: Width of that frame in pixels; 4 in He et al. 2015, section 4.2, and less for short trainings.
         alternate_flips: Mirror each image in every other epoch, not at random (Jordan 2024, arXiv 2404.00498).
         seed: Seed of the validation split and of each epoch's order, crops and mirrorings, from 0.
-        verify: Accept only files with CIFAR-10's official MD5 checksums. Otherwise check their structure only.
+        verify: Accept only files with CIFAR-10's official MD5 checksums. Others could run code: they are pickles.
         url: Where a missing archive is downloaded from.
     """
 
@@ -46,7 +45,6 @@ class CIFAR10DataModule(LightningDataModule):
         data_dir: str = ".cache",
         batch_size: PositiveInt = 32,
         val_split: NonNegativeInt = 10000,
-        normalize: bool = True,
         augment: bool = True,
         padding: NonNegativeInt = 4,
         alternate_flips: bool = False,
@@ -56,8 +54,7 @@ class CIFAR10DataModule(LightningDataModule):
     ):
         super().__init__()
         self.data_dir, self.batch_size, self.val_split = Path(data_dir), batch_size, val_split
-        self.normalize, self.augment, self.seed = normalize, augment, seed
-        self.padding, self.alternate_flips = padding, alternate_flips
+        self.augment, self.padding, self.alternate_flips, self.seed = augment, padding, alternate_flips, seed
         self.verify, self.url, self._drawn_epoch = verify, url, None
         self.num_samples: dict[str, int] = {}
         self._tensors: dict[str, Tensor] = {}
@@ -80,8 +77,8 @@ class CIFAR10DataModule(LightningDataModule):
         for split, indices in zip(("train", "val", "test"), order.split(sizes), strict=True):
             self._tensors[f"{split}_images"], self._tensors[f"{split}_labels"] = images[indices], labels[indices]
             self.num_samples[split] = len(indices)
-        self._tensors["mean"] = torch.tensor(self.mean if self.normalize else (0.0,)).view(-1, 1, 1) * 255
-        self._tensors["std"] = torch.tensor(self.std if self.normalize else (1.0,)).view(-1, 1, 1) * 255
+        self._tensors["mean"] = torch.tensor(self.mean).view(-1, 1, 1) * 255
+        self._tensors["std"] = torch.tensor(self.std).view(-1, 1, 1) * 255
         if self.augment:
             # Both mirror images are kept, half a GB of CIFAR-10: 1.6 times as fast as mirroring every batch.
             both = torch.stack([self._tensors["train_images"], self._tensors["train_images"].flip(-1)])
@@ -126,26 +123,3 @@ class CIFAR10DataModule(LightningDataModule):
         else:
             images = images[indices]
         return images.float().sub_(self._tensors["mean"]).div_(self._tensors["std"]), labels[indices]
-
-
-class SyntheticCIFAR10DataModule(CIFAR10DataModule):
-    """Synthetic images in CIFAR-10's shapes, made in memory from the seed: to try things out, not a benchmark.
-
-    Each class is a pattern of stripes, varied and noisy, so that no pixel or colour alone tells the classes apart.
-
-    Args:
-        num_train_images: Number of images for training and validation together.
-        num_test_images: Number of test images.
-        **kwargs: As for CIFAR10DataModule, which reads files.
-    """
-
-    description = "synthetic images, not CIFAR-10"
-
-    def __init__(self, num_train_images: PositiveInt = 50000, num_test_images: PositiveInt = 10000, **kwargs):
-        super().__init__(**kwargs)
-        self.num_train_images, self.num_test_images = num_train_images, num_test_images
-
-    def read(self) -> tuple[Tensor, Tensor, int]:
-        numbers = generator(self.seed, SYNTHESIS)
-        images, labels = striped_images(self.num_train_images + self.num_test_images, self.num_classes, numbers)
-        return images, labels, self.num_test_images

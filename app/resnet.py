@@ -31,6 +31,8 @@ class Classifier(LightningModule):
         loss = self.add("train", batch)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             self.log("train_loss_step", loss)
+            for logger in self.loggers:
+                logger.log_metrics({"lr": self.trainer.optimizers[0].param_groups[0]["lr"]}, self.global_step)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -50,19 +52,18 @@ class Classifier(LightningModule):
             self.sums[stage] = [total + term for total, term in zip(self.sums[stage], terms, strict=True)]
         return loss
 
-    def log_means(self, stage: str) -> dict[str, float]:
-        """Logs the mean loss and the accuracy of a stage; the metrics, and the number of images of all ranks."""
+    def log_means(self, stage: str) -> float:
+        """Logs the mean loss and the accuracy of a stage, of all ranks; their number of images."""
         loss, num_correct, num_images = (float(total.sum()) for total in self.all_gather(self.sums[stage]))
         self.sums[stage] = [0.0, 0, 0]
-        means = {f"{stage}_loss": loss / num_images, f"{stage}_acc": num_correct / num_images}
-        self.log_dict(means, prog_bar=True)
-        return means | {"num_images": num_images}
+        self.log_dict({f"{stage}_loss": loss / num_images, f"{stage}_acc": num_correct / num_images}, prog_bar=True)
+        return num_images
 
     def on_train_epoch_start(self) -> None:
         self.start = perf_counter()
 
     def on_train_epoch_end(self) -> None:
-        num_images = self.log_means("train")["num_images"]
+        num_images = self.log_means("train")
         self.log("images_per_second", num_images / (perf_counter() - self.start))
 
     def on_validation_epoch_start(self) -> None:
@@ -73,9 +74,7 @@ class Classifier(LightningModule):
         self.start += perf_counter() - self.pause
 
     def on_test_epoch_end(self) -> None:
-        accuracy = self.log_means("test")["test_acc"]
-        for logger in self.loggers:  # beside the hyperparameters in TensorBoard
-            logger.log_metrics({"hp_metric": accuracy}, step=self.global_step)
+        self.log_means("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sums"] = self.all_gather(self.sums["train"]), perf_counter() - self.start

@@ -1,8 +1,6 @@
 """What SageMaker says in the environment of its containers: the hosts of a job for Lightning, its folders for train.py.
 
-To train a project of your own on SageMaker, copy this file and make the Trainer with
-
-    Trainer(plugins=[SageMakerEnvironment()] if SageMakerEnvironment.detect() else [], num_nodes=..., ...)
+Without train.py: Trainer(plugins=[SageMakerEnvironment()] if SageMakerEnvironment.detect() else [], num_nodes=..., ...)
 """
 
 import contextlib
@@ -18,7 +16,6 @@ from lightning_fabric.plugins.environments import LightningEnvironment, TorchEla
 class SageMakerEnvironment(LightningEnvironment):
     """The hosts of a SageMaker job, one container each, in which Lightning starts a process per GPU.
 
-    Not for processes that torchrun has started: Lightning's own TorchElasticEnvironment describes those.
     Raises TimeoutError if the name of a host still cannot be resolved after `timeout` seconds.
     """
 
@@ -30,7 +27,7 @@ class SageMakerEnvironment(LightningEnvironment):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         deadline = time.monotonic() + timeout
         for host in self.hosts:
-            while not can_resolve(host):
+            while not can_resolve(host):  # DNS can take a while to know a host that has started
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"host {host} of {', '.join(self.hosts)} has not come up within {timeout:g} s")
                 time.sleep(1)
@@ -55,7 +52,6 @@ class SageMakerEnvironment(LightningEnvironment):
             raise ValueError(f"--trainer.num_nodes={num_nodes}: the SageMaker job has {len(self.hosts)} hosts")
 
 
-# DNS can take a while to know a host that has started.
 def can_resolve(host: str) -> bool:
     try:
         return bool(socket.gethostbyname(host))

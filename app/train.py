@@ -11,28 +11,20 @@ People use most: --data.batch_size, --trainer.max_epochs, --trainer.devices, --t
 
 from pathlib import Path
 
-from cifar10 import CIFAR10DataModule, SyntheticCIFAR10DataModule
+import cifar10  # noqa: F401 - so that --data takes its classes by name
+import resnet  # noqa: F401 - so that --model does
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from resnet import ResNet18
-from runtime import CLI, logged_metrics, one_line_errors, print_summary, to_bytes, write_atomically
-from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import OneCycleLR
-
-# The classes whose options --help explains. Any other of torch goes by its name, one's own by its import path.
-CLASSES = {
-    "data": [CIFAR10DataModule, SyntheticCIFAR10DataModule],
-    "model": [ResNet18],
-    "optimizer": [Adam, SGD],
-    "lr_scheduler": [OneCycleLR],
-}
+from runtime.cli import CLI
+from runtime.errors import one_line_errors
+from runtime.files import to_bytes, write_atomically
+from runtime.report import logged_metrics, print_summary
 
 
 def main() -> None:
-    cli = CLI(Path(__file__).with_name("train.yaml"), CLASSES, purpose=__doc__)
+    cli = CLI(Path(__file__).with_name("train.yaml"), purpose=__doc__)
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
     trainer.fit(model, data)
     metrics = logged_metrics(trainer)
-    speed = metrics.get("images_per_second")
     cli.best.load(trainer, model)
     if is_overridden("test_step", model) and is_overridden("test_dataloader", data or model):
         trainer.test(model, data, verbose=False)
@@ -44,8 +36,6 @@ def main() -> None:
         rows = {name: f"{value:.6g}" for name, value in metrics.items()}
         if accuracy := rows.pop("test_acc", None):
             rows = {"test accuracy": f"{float(accuracy):.1%} on {getattr(data, 'description', 'test data')}"} | rows
-        if speed:
-            rows["speed"] = f"{speed:.0f} images per second in training"
         print_summary(rows | {"model": model_path} | cli.places())
     cli.end()
 

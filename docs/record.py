@@ -26,7 +26,7 @@ from typing import Any
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parents[1]
-SYNTHETIC = "python app/train.py --config app/synthetic.yaml --trainer.max_epochs=2"
+SYNTHETIC = "python app/train.py --config examples/synthetic/synthetic.yaml --trainer.max_epochs=2"
 KILLED_AFTER = 73  # steps, of which an epoch has 47
 PACKAGES = ("torch", "torchvision", "pytorch-lightning")
 
@@ -109,10 +109,13 @@ def summary(output: str) -> dict[str, Any]:
 @contextmanager
 def running(command: str, folder: Path) -> Iterator[subprocess.Popen]:
     """A command of the README as a process, in a folder that has nothing but what such a command needs."""
-    for name in ("app", ".cache"):
+    for name in ("app", "examples", ".cache"):
         if not (folder / name).is_symlink():
             (folder / name).symlink_to(ROOT / name)
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = os.environ | {
+        "PYTHONPATH": "examples/synthetic",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     words = shlex.split(command)
     with subprocess.Popen(words, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:

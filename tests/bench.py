@@ -15,13 +15,13 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("app", "tests/support")]
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("app", "tests/support", "examples/synthetic")]
 
 PARTS = {
     "input": "images that are ready for the network, beside torchvision's",
     "steps": "a training step of ResNet-18 and of a linear network, beside a bare loop's and a stock Trainer's",
     "recipe": "the same of the fast recipe",
-    "saving": "the log in S3, and checkpoints",
+    "saving": "checkpoints",
     "processes": "two processes beside one with two threads, and what that would be on more hosts",
     "exact": "--trainer.strategy=ddp_exact beside ddp",
     "start": "seconds until something happens, beside those of the imports",

@@ -15,13 +15,14 @@ from statistics import mean, stdev
 from time import perf_counter
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "app"), str(ROOT / "tests/support")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("app", "tests/support", "examples/synthetic")]
 PARTS = {
     "nothing": [],
     "growing images": ["--model.sizes=[32,32,32]"],
     "orthogonal updates": ["--model.orthogonal=false"],
     "whitening": ["--model.whiten=false"],
     "label smoothing": ["--model.label_smoothing=0"],
+    "cutout": ["--model.cutout=0"],
     "alternate flips, for random ones": ["--data.alternate_flips=false"],
     "views at test time": ["--model.views=false"],
     "bf16, for 32 bits": ["--trainer.precision=32-true"],

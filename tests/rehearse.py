@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 
-sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("app", "tests/support", "."))
+sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("app", "tests/support", "examples/synthetic", "."))
 
 from archives import striped_files, write_archive
 from aws import AWS, BUCKET, IMAGE, ROLE

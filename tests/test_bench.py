@@ -3,12 +3,12 @@
 import pytest
 import torch
 from benchmarks.steps import recipe, time_loop, time_stock
-from cifar10 import SyntheticCIFAR10DataModule
 from fast import FastNet
 from measuring import Result, seconds_per_step
 from other_hosts import NETWORK, bytes_sent, communication_seconds, efficiency
 from our_trainer import time_ours
 from pytorch_lightning import seed_everything
+from synthetic import SyntheticCIFAR10DataModule
 
 
 @pytest.mark.slow

@@ -46,8 +46,9 @@ def project(tmp_path: Path) -> Path:
     """A copy of the project, with a small archive in .cache and the tests' network, owned by a person."""
     for name in ("app", "launcher"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("run_sagemaker.py", "tests/support/tiny.py"):
-        shutil.copy(ROOT / file, tmp_path / ("app" if "tests" in file else "."))
+    shutil.copy(ROOT / "run_sagemaker.py", tmp_path)
+    for file in ("tests/support/tiny.py", "examples/synthetic/synthetic.py"):
+        shutil.copy(ROOT / file, tmp_path / "app")
     (tmp_path / ".cache").mkdir()
     write_archive(tmp_path / ".cache", cifar10_files())
     if os.getuid() == 0:
@@ -303,7 +304,8 @@ def test_the_request_of_a_cloud_job_is_what_two_containers_need_to_train_one_mod
     assert [world_size for world_size, _ in weights(logs)] == ["2", "2"]
     assert len({checksum for _, checksum in weights(logs)}) == 1
     assert torch.load(hosts[0].model_dir / "model.pt", weights_only=True)["2.weight"].shape == (10, 192)
-    assert any("tfevents" in key for key in aws.keys(f"logs/tutorial/{request['TrainingJobName']}/"))
+    assert request["TensorBoardOutputConfig"]["LocalPath"] == "/opt/ml/output/tensorboard"
+    assert list(hosts[0].output_dir.glob("tensorboard/tutorial/version_0/events.out.tfevents.*"))
 
 
 @pytest.mark.parametrize(

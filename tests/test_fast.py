@@ -5,14 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from cifar10 import SyntheticCIFAR10DataModule
 from fast import PATCH, FastNet, orthogonalize, whitening_filters
 from interrupted import differences, interrupt, train
 from programs import ROOT
 from results import epoch_lines
 from runtime.cli import precision_here
+from synthetic import SyntheticCIFAR10DataModule
 
-RECIPE = ("--config", str(ROOT / "app/fast.yaml"), "--data=SyntheticCIFAR10DataModule", "--data.num_train_images=600")
+RECIPE = (
+    "--config",
+    str(ROOT / "app/fast.yaml"),
+    "--data=synthetic.SyntheticCIFAR10DataModule",
+    "--data.num_train_images=600",
+)
 RECIPE += ("--data.num_test_images=100", "--data.batch_size=60", "--trainer.max_epochs=3")
 RECIPE += ("--checkpoint.dirpath=logs/checkpoints", "--checkpoint.every_n_train_steps=4")
 

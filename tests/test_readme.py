@@ -81,7 +81,9 @@ def test_every_message_of_the_readme_is_one_of_the_programs():
 
 def test_every_option_of_the_tutorial_is_one_of_the_programs(tmp_path):
     launcher = [sys.executable, ROOT / "run_sagemaker.py", "--help"]
-    helps = run_train_warm("--help", cwd=tmp_path), subprocess.run(launcher, capture_output=True, text=True)
+    of_classes = ("data.help=CIFAR10DataModule", "optimizer.help=SGD", "lr_scheduler.help=OneCycleLR")
+    helps = [run_train_warm(f"--{name}", cwd=tmp_path) for name in ("help", *of_classes)]
+    helps.append(subprocess.run(launcher, capture_output=True, text=True))
     known = set(re.findall(r"--[\w.]+", "".join(result.stdout for result in helps))) | OTHERS
     launches = [block.commands for block in BLOCKS if block.fate == "parsed" and "run_sagemaker.py" in block.commands]
     texts = [*PROSE.values(), *launches]
@@ -99,7 +101,7 @@ def small(folder: Path, options: str) -> str:
 
 
 def copy_project(folder: Path) -> Path:
-    for name in ("app", "docker", ".venv", "Makefile", "pyproject.toml", "requirements.txt"):
+    for name in ("app", "docker", "examples", ".venv", "Makefile", "pyproject.toml", "requirements.txt"):
         (folder / name).symlink_to(ROOT / name)
     return folder
 

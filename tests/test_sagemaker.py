@@ -51,10 +51,11 @@ def test_bad_input_is_the_reason_of_the_failure_that_sagemaker_shows(job):
 
 
 @pytest.mark.slow
-def test_torchrun_on_two_nodes_works_unchanged(tmp_path):
+def test_torchrun_on_two_nodes_works_with_their_numbers(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
     command += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
     options = [*SYNTHETIC, "--model=tiny.Tiny", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
+    options += ["--trainer.num_nodes=2", "--trainer.devices=1"]
     nodes = [
         subprocess.Popen(
             [*command, f"--node_rank={rank}", ROOT / "app/train.py", *options, "--trainer.callbacks=tiny.PrintWeights"],
@@ -77,6 +78,7 @@ def test_torchrun_wins_over_sagemaker(tmp_path):
     environment = sagemaker_environment(tmp_path, SM_HOSTS='["algo-1.invalid", "algo-2.invalid"]')
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     options = [*SYNTHETIC, "--model=tiny.Tiny", "--trainer.accelerator=cpu", "--trainer.callbacks=tiny.PrintWeights"]
+    options += ["--trainer.num_nodes=1", "--trainer.devices=2"]
     result = subprocess.run(
         [*command, ROOT / "app/train.py", *options], env=environment, stdout=subprocess.PIPE, text=True, timeout=120
     )

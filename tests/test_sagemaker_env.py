@@ -1,15 +1,12 @@
 """What SageMaker says in the environment and files of a container, and what train.py makes of it."""
 
 import json
-import socket
-import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 import yaml
-from programs import ENVIRONMENT, SYNTHETIC, TINY, run_train, run_train_warm
-from toolkit import of_container, sagemaker_environment
+from programs import SYNTHETIC, TINY, run_train, run_train_warm
+from toolkit import sagemaker_environment
 
 
 def test_the_folders_of_the_container_are_defaults_that_options_beat(tmp_path):
@@ -63,34 +60,3 @@ def test_the_checkpoint_folder_is_the_one_that_sagemaker_names(tmp_path):
     (tmp_path / "input/config/checkpointconfig.json").write_text(json.dumps(config))
     config = yaml.safe_load(run_train_warm("--print_config", cwd=tmp_path, env=environment).stdout)
     assert config["checkpoint"]["dirpath"] == str(tmp_path / "elsewhere")
-
-
-@pytest.fixture
-def proxy() -> Iterator[tuple[str, list[str]]]:
-    """The address of an HTTPS proxy that refuses all connections, and where these were to go."""
-    hosts = []
-
-    def refuse(server: socket.socket) -> None:
-        while True:
-            try:
-                connection, _ = server.accept()
-            except OSError:  # closed
-                return
-            with connection:
-                hosts.append(connection.recv(4096).split()[1].decode())
-                connection.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=refuse, args=(server,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}", hosts
-        server.shutdown(socket.SHUT_RDWR)
-
-
-def test_the_log_goes_to_the_region_that_the_container_names(tmp_path, proxy):
-    address, hosts = proxy
-    person = {"AWS_DEFAULT_REGION": "cn-north-1", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
-    variables = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("AWS_")}
-    variables |= of_container(person) | {"HTTPS_PROXY": address}
-    options = (*TINY, *SYNTHETIC, "--logger.save_dir=s3://my-bucket/tensorboard")
-    run_train_warm(*options, cwd=tmp_path, env=variables, code=2)
-    assert set(hosts) == {"my-bucket.s3.cn-north-1.amazonaws.com.cn:443"}

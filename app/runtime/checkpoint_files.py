@@ -22,10 +22,7 @@ SECONDS_BEFORE_DELETION = 600
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes Lightning's checkpoints, and keeps the last two files `last-step=N.ckpt` of a run. No clock time matters.
-
-    A failure is told in one line, kept in `error`, and tolerated.
-    """
+    """Writes Lightning's checkpoints, and keeps the last two of a run. A failure is kept in `error`, and tolerated."""
 
     # No file is renamed: SageMaker, which copies the folder to S3 all the time, would copy it again.
 

@@ -13,9 +13,8 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import PositiveFloat
-from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
+from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 from sagemaker_env import SageMakerEnvironment, in_sagemaker, join_values, sagemaker_defaults
 from torch.optim import Optimizer
@@ -27,7 +26,7 @@ from runtime.files import check_writable
 from runtime.parser import Parser
 from runtime.report import Report
 from runtime.resume import Resume
-from runtime.s3_logger import S3TensorBoardLogger
+from runtime.tensorboard_log import TensorBoardLog
 
 # Lightning's remarks on what it found and did, advertisements among them, would hide our one line.
 for name in ("lightning_fabric.utilities", "pytorch_lightning.utilities.rank_zero"):
@@ -54,29 +53,17 @@ OPTIONS = {
 OPTIONS_OF_A_RUN = ("seed_everything", "data", "model", "optimizer", "lr_scheduler", "lr_scheduler_interval")
 
 
-class SaveConfig(SaveConfigCallback):
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        is_new = not any(isinstance(callback, Resume) and callback.found for callback in trainer.callbacks)
-        for logger in trainer.loggers if is_new else []:
-            logger.log_hyperparams({key: value for key, value in self.config.items() if value is not None})
-
-
 class CLI(LightningCLI):
-    """Defaults < the program's YAML < --config < options, in their order; SageMaker's folders come before the options.
+    """Defaults < YAML < --config < SageMaker's folders < options, in their order. A mistake ends in one line."""
 
-    If the options, the machine or the data do not allow the run, it ends with one line before anything is written.
-    """
-
-    def __init__(self, defaults: Path, known_classes: dict[str, list[type]], purpose: str):
+    def __init__(self, defaults: Path, purpose: str):
         self.defaults = f"--config={defaults}"
-        Parser.known_classes = known_classes
         how = {"usage": f"python app/train.py [options]\n\n{purpose}", "description": None, "allow_abbrev": False}
         try:
             super().__init__(
                 datamodule_class=LightningDataModule,
                 subclass_mode_data=True,
                 run=False,
-                save_config_callback=SaveConfig,
                 save_config_kwargs={"overwrite": True},
                 parser_class=Parser,
                 parser_kwargs=how,
@@ -86,7 +73,7 @@ class CLI(LightningCLI):
             exit_with(error, 2)
 
     def add_arguments_to_parser(self, parser: Parser) -> None:
-        parser.add_class_arguments(S3TensorBoardLogger, "logger")
+        parser.add_class_arguments(TensorBoardLog, "logger")
         fixed = {"save_last", "save_weights_only", "save_on_exception", "train_time_interval"}
         parser.add_class_arguments(BestNetwork, "checkpoint", skip=fixed)
         for name, (kind, default, explanation) in OPTIONS.items():
@@ -95,9 +82,6 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: Parser, args: Any) -> None:
         args = join_values(sys.argv[1:])
-        if TorchElasticEnvironment.detect():
-            num_nodes, devices = os.environ["GROUP_WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
-            args = [f"--trainer.num_nodes={num_nodes}", f"--trainer.devices={devices}", *args]
         # In SageMaker, YAML files yield to its folders.
         files = [self.defaults, *(arg for arg in args if in_sagemaker() and arg.startswith("--config="))]
         options = [arg for arg in args if arg not in files]
@@ -159,24 +143,20 @@ class CLI(LightningCLI):
     def _check(self) -> None:
         """Checks what can be wrong outside of the program, before anything is written; finds where to go on."""
         config, trainer = self.config, self.trainer
-        for directory in (config.logger.save_dir, config.checkpoint.dirpath, config.model_dir):
-            if directory and "://" not in str(directory):
+        for directory in (config.checkpoint.dirpath, config.model_dir):
+            if directory:
                 check_writable(directory)
         if self.resume and trainer.node_rank == trainer.local_rank == 0:  # Lightning knows no global rank yet
             self.resume.find(trainer, self.model, config.ckpt_path)
-        if trainer.local_rank == 0:
-            for part in (*trainer.loggers, self.datamodule):
-                if hasattr(part, "check"):
-                    part.check()
+        if trainer.local_rank == 0 and hasattr(self.datamodule, "check"):
+            self.datamodule.check()
 
     def places(self) -> dict[str, str]:
-        """Where the run's files are, and how to look at its curves. All of the log is there then."""
-        rows, tensorboard = {}, shutil.which("tensorboard") or Path(sys.executable).with_name("tensorboard")
-        for logger in self.trainer.loggers:
-            log_dir = logger.finish() if hasattr(logger, "finish") else logger.log_dir
-            command = f"{tensorboard} --logdir {self.config.logger.save_dir}"
-            rows["TensorBoard logs"] = f"{log_dir}, which this command shows:\n{command}"
-        return {"checkpoints": self.best.folder} | rows
+        """Where the run's files are, and how to look at its curves."""
+        tensorboard = shutil.which("tensorboard") or Path(sys.executable).with_name("tensorboard")
+        command = f"{tensorboard} --logdir {self.config.logger.save_dir}"
+        folders = [f"{logger.log_dir}, which this command shows:\n{command}" for logger in self.trainer.loggers]
+        return {"checkpoints": self.best.folder, "TensorBoard logs": "\n".join(folders)}
 
     def end(self) -> None:
         """Ends a run of which nothing is left to do; its last checkpoint says so."""
@@ -211,13 +191,9 @@ def precision_here(precision: Any, accelerator: str) -> Any:
 
 
 def check_devices(accelerator: str, devices: Any) -> None:
-    """Raises ValueError for a GPU that is not there, and for more processes on the CPU than it has cores."""
+    """Raises ValueError for a GPU that is not there."""
     has_gpu = accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
     if not has_gpu and (accelerator in ("gpu", "cuda") or str(devices) == "-1"):
         line = f"needs a GPU, and torch {torch.__version__}, made for CUDA {torch.version.cuda}, finds none"
         advice = "train on the CPU with --trainer.accelerator=cpu --trainer.devices=1"
         raise ValueError(f"--trainer.accelerator={accelerator} --trainer.devices={devices}: {line}; {advice}")
-    # Each is a process, and far too many of them would take all memory of the machine.
-    if not has_gpu and str(devices) not in ["auto", *map(str, range(1, os.cpu_count() + 1))]:
-        limit = f"on the CPU it is a number of processes, from 1 to the {os.cpu_count()} cores of this machine"
-        raise ValueError(f"--trainer.devices={devices}: {limit}")

@@ -19,10 +19,7 @@ class AgreedEnd(Exception):
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Around a whole program: exit code 2 for what it was given, 1 for what went wrong, 128 + n for signal n.
-
-    Only an error that nobody expected keeps its traceback. SageMaker gets the reason of each.
-    """
+    """Ends a program with 2 for what it was given, 1 for what went wrong, 128 + n for signal n; SageMaker gets why."""
     try:
         yield
     except MisconfigurationException as error:

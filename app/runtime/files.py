@@ -10,6 +10,8 @@ import torch
 
 def check_writable(directory: str) -> None:
     """Raises OSError if nothing can be written to `directory`, existing or not, and leaves no trace."""
+    if "://" in directory:
+        raise ValueError(f"{directory} must be a folder; run_sagemaker.py can have SageMaker copy a folder to S3")
     path = Path(directory).absolute()
     while not os.path.lexists(path):
         path = path.parent

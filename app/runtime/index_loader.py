@@ -14,13 +14,11 @@ def generator(*key: int) -> torch.Generator:
 
 
 class IndexLoader:
-    """Yields this rank's samples as one int64 tensor of indices per batch, for data that lies in memory.
+    """Yields this rank's samples as one int64 tensor of indices per batch.
 
-    Return it from `train_dataloader`, and `images[indices], labels[indices]` from `on_after_batch_transfer`.
     The global batches of an epoch do not depend on the world size, and each rank takes its part of every one.
     With a seed, the samples come in a new order every epoch, and up to 2 * world_size - 1 of them are left out of it,
     so that all ranks have equal batches of at least two, as BatchNorm needs. Without, the ranks share all samples.
-    From its state an epoch goes on with the batch that was next, with any world size and the same `global_batch_size`.
     """
 
     def __init__(self, num_samples: int, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1):

@@ -1,7 +1,6 @@
-"""All private names of Lightning that this program uses, each with its reason. tests/test_private_names.py holds them.
+"""The private names of Lightning that are used, each with its reason; tests/test_private_names.py holds them."""
 
-Lightning 2.6 has no public way to save between two steps, or to go on from there with the loader's own position.
-"""
+# Lightning 2.6 has no public way to save between two steps, or to go on from there with the loader's own position.
 
 from collections.abc import Callable
 from typing import Any

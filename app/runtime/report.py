@@ -5,11 +5,11 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-from runtime.private_lightning import loaders, num_steps_done
+from runtime.private_lightning import loaders
 
 
 class Report(Checkpoint):  # which Lightning calls after the module's own hooks, where most modules log
-    """Logs the learning rate, and prints what trains and, where asked to, what the module logs per epoch."""
+    """Prints what trains and, where asked to, what the module logs per epoch."""
 
     def __init__(self, print_epochs: bool):
         self.print_epochs = print_epochs
@@ -20,20 +20,8 @@ class Report(Checkpoint):  # which Lightning calls after the module's own hooks,
         if trainer.is_global_zero:
             processes = f"{trainer.world_size} process{'es' if trainer.world_size > 1 else ''}"
             hosts = f"{trainer.num_nodes} host{'s' if trainer.num_nodes > 1 else ''}"
-            device = trainer.strategy.root_device.type
-            print(
-                f"training in {processes} on {hosts}, device {device}, {samples}from step {trainer.global_step}",
-                flush=True,
-            )
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        step = num_steps_done(trainer)
-        if trainer.log_every_n_steps and (step + 1) % trainer.log_every_n_steps == 0:
-            rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
-            for logger in trainer.loggers:
-                logger.log_metrics(
-                    {f"lr_{number}" if number else "lr": rate for number, rate in enumerate(rates)}, step
-                )
+            where = f"{processes} on {hosts}, device {trainer.strategy.root_device.type}"
+            print(f"training in {where}, {samples}from step {trainer.global_step}", flush=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print(trainer, {"epoch": trainer.current_epoch, "step": trainer.global_step})
@@ -57,10 +45,8 @@ def logged_metrics(trainer: Trainer) -> dict[str, float]:
 
 # 0 is for a loader that cannot tell. For several processes Lightning moves the batch size into the sampler.
 def num_samples_per_batch(loader: Any, world_size: int) -> int:
-    if hasattr(loader, "global_batch_size"):
-        return loader.global_batch_size
-    parts = loader, getattr(loader, "batch_sampler", None)
-    return max(getattr(part, "batch_size", 0) or 0 for part in parts) * world_size
+    sizes = [getattr(part, "batch_size", 0) or 0 for part in (loader, getattr(loader, "batch_sampler", None))]
+    return getattr(loader, "global_batch_size", max(sizes) * world_size)
 
 
 def print_summary(rows: dict[str, Any]) -> None:

@@ -19,11 +19,9 @@ from runtime.errors import AgreedEnd
 
 
 class Resume(Checkpoint):
-    """Saves what a run needs to go on, and goes on from there. Lightning calls it after all other callbacks.
+    """Saves what a run needs to go on, and goes on from there: after a step, an epoch, or the end of the run.
 
-    There are three points to go on from: after a step inside an epoch, if the loader can tell its position; the end of
-    an epoch; the end of the run. Each is a file `last-step=N.ckpt`, of which the last two are kept. Only rank 0 reads
-    and writes; the others get from it what they need. Runs with other `options` do not go on from each other.
+    Lightning calls it after all other callbacks. Only rank 0 reads and writes.
     """
 
     def __init__(self, best: BestNetwork, files: CheckpointFiles, timeout: float, options: dict[str, Any]):
@@ -90,9 +88,6 @@ class Resume(Checkpoint):
 
     def _stop_if_asked(self, trainer: Trainer, signum: int) -> None:
         if signum:
-            for logger in trainer.loggers if trainer.is_global_zero else []:
-                if hasattr(logger, "finish"):
-                    logger.finish()
             trainer.strategy.barrier()
             reason = f"stopped by {signal.Signals(signum).name} after step {trainer.global_step}"
             self._end(trainer, reason, 128 + signum)

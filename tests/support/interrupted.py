@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from programs import ENVIRONMENT, ROOT, run_train, run_train_warm
+from programs import ENVIRONMENT, PATH, ROOT, run_train, run_train_warm
 from results import as_bytes, last_checkpoint, scalars
 
-PATH = os.pathsep.join(str(ROOT / folder) for folder in ("tests/support", "tests/own_project"))
+WITH_OWN_PROJECT = f"{PATH}{os.pathsep}{ROOT}/tests/own_project"
 CPU = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.log_every_n_steps=1")
 GLYPHS = ("--model=glyph_net.GlyphNet", "--data=glyph_data.GlyphDataModule", "--optimizer.lr=0.01")
 
@@ -18,7 +18,7 @@ GLYPHS = ("--model=glyph_net.GlyphNet", "--data=glyph_data.GlyphDataModule", "--
 def train(*options: str, cwd: Path, cold: bool = False, env: dict[str, str] | None = None, **kwargs: Any) -> Any:
     """Runs train.py where it finds the other project's modules; cold if there is more than one process."""
     run = run_train if cold else run_train_warm
-    return run(*CPU, *options, cwd=cwd, env=ENVIRONMENT | {"PYTHONPATH": PATH} | (env or {}), **kwargs)
+    return run(*CPU, *options, cwd=cwd, env=ENVIRONMENT | {"PYTHONPATH": WITH_OWN_PROJECT} | (env or {}), **kwargs)
 
 
 def interrupt(

@@ -19,15 +19,16 @@ from typing import Any
 import pytorch_lightning
 import torch
 import torchvision
-from cifar10 import CIFAR10DataModule, SyntheticCIFAR10DataModule
+from cifar10 import CIFAR10DataModule
 from pytorch_lightning import Callback
+from synthetic import SyntheticCIFAR10DataModule
 
 ROOT = Path(__file__).parents[2]
 SKIPPED = 5  # steps at the start of a run, not timed: memory is allocated, the first checkpoint is written
 DEVICES = ["cpu", "gpu"] if torch.cuda.is_available() else ["cpu"]
 HAS_CIFAR10 = any(Path(".cache", name).exists() for name in ("cifar-10-python.tar.gz", "cifar-10-batches-py"))
 # The speed does not depend on what the images show.
-DATA = ["--data.verify=false"] if HAS_CIFAR10 else ["--data=SyntheticCIFAR10DataModule"]
+DATA = ["--data.verify=false"] if HAS_CIFAR10 else ["--data=synthetic.SyntheticCIFAR10DataModule"]
 
 
 @dataclass
@@ -140,4 +141,7 @@ def write_report(path: Path | None, results: list[dict[str, Any]]) -> None:
 def train_py(*options: str, **environment: str) -> dict[str, Any]:
     """How to start app/train.py with these options: arguments of Popen."""
     command = [sys.executable, str(ROOT / "app/train.py"), *options]
-    return {"args": command, "env": os.environ | {"PYTHONPATH": str(ROOT / "tests/support")} | environment}
+    return {
+        "args": command,
+        "env": os.environ | {"PYTHONPATH": f"{ROOT}/tests/support:{ROOT}/examples/synthetic"} | environment,
+    }

@@ -11,9 +11,8 @@ from unittest.mock import patch
 import torch
 from measuring import ROOT, SKIPPED, Clock
 from resnet import Classifier
-from runtime import CLI
+from runtime.cli import CLI
 from torch import nn
-from train import CLASSES
 
 FEW = ("--trainer.max_epochs=1", "--trainer.limit_val_batches=0", "--trainer.devices=1", "--data=measuring.Images")
 FEW += ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
@@ -26,21 +25,20 @@ class Linear(Classifier):
         super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, num_classes)))
 
 
-def make_cli(options: Iterable[str], num_steps: int, device: str, folder: str, save_dir: str) -> CLI:
+def make_cli(options: Iterable[str], num_steps: int, device: str, folder: str) -> CLI:
     limit = f"--trainer.limit_train_batches={SKIPPED + num_steps}"
-    here = [f"--trainer.accelerator={device}", f"--checkpoint.dirpath={folder}", f"--logger.save_dir={save_dir}"]
+    here = [f"--trainer.accelerator={device}", f"--checkpoint.dirpath={folder}", f"--logger.save_dir={folder}"]
     with patch.object(sys, "argv", ["train.py", *options, *FEW, limit, *here]):
-        return CLI(ROOT / "app/train.yaml", CLASSES, "")
+        return CLI(ROOT / "app/train.yaml", "")
 
 
-def time_ours(options: Iterable[str], num_steps: int, device: str = "cpu", save_dir: str = "") -> list[float]:
+def time_ours(options: Iterable[str], num_steps: int, device: str = "cpu") -> list[float]:
     """Seconds of each step of train.py with these options: log, checkpoints and metrics as always."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        cli = make_cli(options, num_steps, device, folder, save_dir or folder)
+        cli = make_cli(options, num_steps, device, folder)
         cli.trainer.callbacks.insert(0, clock)
         cli.trainer.fit(cli.model, cli.datamodule)
-        cli.places()  # when the log is there, in S3 too
     back_to_normal()
     return clock.seconds()
 

@@ -14,15 +14,16 @@ from types import SimpleNamespace
 import torch
 
 ROOT = Path(__file__).parents[2]
+PATH = os.pathsep.join(str(ROOT / folder) for folder in ("tests/support", "examples/synthetic"))
 
 # One thread per process: pytest runs two tests at a time, and threads that outnumber the cores wait for each other.
 torch.set_num_threads(1)
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests/support")}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH}
 ENVIRONMENT = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("SM_")}
 
 TINY = ("--model=tiny.Tiny", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_epochs=2")
 SYNTHETIC = (
-    "--data=SyntheticCIFAR10DataModule",
+    "--data=synthetic.SyntheticCIFAR10DataModule",
     "--data.num_train_images=601",
     "--data.num_test_images=101",
     "--data.val_split=101",
@@ -41,10 +42,8 @@ def run_train(
 
 # A process that has imported what train.py does, which takes 5 seconds, and whose forks can run it at once.
 warm = multiprocessing.get_context("forkserver")
-warm.set_forkserver_preload(["runtime", "resnet", "cifar10"])
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    str(ROOT / folder) for folder in ("app", "tests/support")
-)  # where it finds this
+warm.set_forkserver_preload(["runtime.cli", "resnet", "cifar10"])
+os.environ["PYTHONPATH"] = f"{ROOT}/app{os.pathsep}{PATH}"  # where it finds this
 
 
 def run_train_warm(*options: str, cwd: Path, code: int = 0, env: dict[str, str] = ENVIRONMENT) -> SimpleNamespace:

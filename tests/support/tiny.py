@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import torch
-from cifar10 import SyntheticCIFAR10DataModule
 from pytorch_lightning import Callback, LightningModule, Trainer
 from resnet import Classifier
 from runtime import checkpoint_files
+from synthetic import SyntheticCIFAR10DataModule
 from torch import nn
 
 

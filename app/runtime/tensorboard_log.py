@@ -1,0 +1,41 @@
+"""TensorBoard's log of a run, which goes on after an interruption."""
+
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from runtime.files import check_writable, write_atomically
+from runtime.private_lightning import continue_version
+
+
+class TensorBoardLog(TensorBoardLogger):
+    """A TensorBoardLogger whose log checkpoints carry, because a killed host may not have written all of it.
+
+    Args:
+        save_dir: Folder of the logs of all runs.
+        **kwargs: As for TensorBoardLogger.
+    """
+
+    def __init__(self, save_dir: str, **kwargs: Any):
+        check_writable(save_dir)
+        super().__init__(save_dir, **kwargs)
+        self._next_step = 0
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self._next_step = max(self._next_step, (step or 0) + 1)
+        super().log_metrics(metrics, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        self.experiment.flush()
+        files = {path.name: path.read_bytes() for path in Path(self.log_dir).glob("events.*")}
+        return {"version": self.version, "files": files, "next_step": self._next_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on with that log, in its folder unless a person has named a version."""
+        self._next_step = state["next_step"]
+        continue_version(self, state["version"] if self._version is None else self._version, self._next_step)
+        for name, content in state["files"].items():
+            path = Path(self.log_dir, name)
+            if not path.exists() or path.stat().st_size < len(content):
+                write_atomically(content, path)

@@ -1,0 +1,59 @@
+"""TensorBoard's log of a run that is interrupted, or that has several processes."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from programs import SYNTHETIC, TINY, run_train, run_train_warm
+from results import scalars
+from runtime.tensorboard_log import TensorBoardLog
+
+LOG = Path("logs/tensorboard/tutorial")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_there", [True, False], ids=["in its folder", "in a folder that is lost"])
+@pytest.mark.parametrize("signum, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_the_log_of_an_interrupted_run_is_that_of_one_without_interruption(tmp_path, signum, code, is_there):
+    options = (*TINY, *SYNTHETIC, "--trainer.log_every_n_steps=3", "--checkpoint.every_n_train_steps=5")
+    options += ("--logger.flush_secs=100",)
+    for name in ("whole", "interrupted"):
+        (tmp_path / name).mkdir()
+    run_train_warm(*options, cwd=tmp_path / "whole")
+    drill = ("--trainer.callbacks=tiny.Drill", "--trainer.callbacks.file=step", "--trainer.callbacks.step=23")
+    drill += ("--trainer.callbacks.hook=on_train_batch_end", f"--trainer.callbacks.signum={signum.value}")
+    stderr = run_train_warm(*options, *drill, cwd=tmp_path / "interrupted", code=code).stderr
+    assert "Traceback" not in stderr
+    if not is_there:
+        shutil.rmtree(tmp_path / "interrupted" / LOG)
+    assert "going on from" in run_train_warm(*options, cwd=tmp_path / "interrupted").stdout
+    assert [path.name for path in (tmp_path / "interrupted" / LOG).iterdir()] == ["version_0"]
+    whole, interrupted = (scalars(tmp_path / name / LOG / "version_0") for name in ("whole", "interrupted"))
+    for series in (whole, interrupted):
+        series["images_per_second"] = [step for step, _ in series["images_per_second"]]
+    assert whole == interrupted
+
+
+def test_a_log_goes_on_in_its_folder_unless_a_person_names_another(tmp_path):
+    first = TensorBoardLog(str(tmp_path), name="tutorial")
+    first.log_metrics({"loss": 1.0}, 0)
+    state = first.state_dict()
+    for given, expected in (None, 0), ("mine", "mine"):
+        again = TensorBoardLog(str(tmp_path), name="tutorial", version=given)
+        again.load_state_dict(state)
+        assert again.version == expected
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_writes(tmp_path):
+    run_train(*TINY, *SYNTHETIC, "--trainer.devices=2", cwd=tmp_path)
+    names = sorted(path.name for path in (tmp_path / LOG / "version_0").iterdir())
+    kinds = [name.split(".")[0] for name in names]
+    assert kinds == ["config", "events", "events", "hparams"]
+    assert len({name.split(".")[-2] for name in names if "events" in name}) == 1  # process ID
+
+
+def test_a_training_that_fails_leaves_its_log(tmp_path):
+    run_train_warm(*TINY, *SYNTHETIC, "--trainer.callbacks=tiny.Fail", cwd=tmp_path, code=1)
+    assert [step for step, _ in scalars(tmp_path / LOG / "version_0")["val_loss"]] == [15]
