@@ -13,8 +13,6 @@ import yaml
 
 HINTS = {
     "xpired": "log in again, such as with `aws sso login`",
-    "credentials": "make them known with `aws configure` or `aws sso login`",
-    "InvalidClientTokenId": "make them known with `aws configure` or `aws sso login`",
     "AccessDenied": "docker/policies lists what you, and the job's role, must be allowed to do",
     "ResourceLimitExceeded": "ask for a higher quota in the Service Quotas of the AWS console, or wait for other jobs",
     "CapacityError": "AWS has no such instances to spare: try again later, another type, another region, or not spot",
@@ -44,9 +42,14 @@ def channel(text: str) -> tuple[str, str]:
     return name or "training", path
 
 
+def refuse_if(is_wrong: Any, message: str) -> None:
+    if is_wrong:
+        raise ValueError(message)
+
+
 @contextlib.contextmanager
-def errors_in_one_line(code: int = 2) -> Iterator[None]:
-    """Ends the program with 2 for what a person has to mend, with `code` for what SageMaker or Docker has refused."""
+def errors_in_one_line() -> Iterator[None]:
+    """Ends the program with 1 for a job that has failed, a RuntimeError, and with 2 for what a person has to mend."""
     try:
         yield
     except Exception as error:
@@ -58,7 +61,7 @@ def errors_in_one_line(code: int = 2) -> Iterator[None]:
         hints = [f"; {hint}" for word, hint in HINTS.items() if word in str(error)]
         # The lines of a container's log, in a RuntimeError, stay lines.
         message = str(error) if isinstance(error, RuntimeError) else " ".join(str(error).split())
-        exit_with(f"{message}{''.join(hints)}", 2 if isinstance(error, ValueError) else code)
+        exit_with(f"{message}{''.join(hints)}", 1 if isinstance(error, RuntimeError) else 2)
 
 
 def stop_at_signals() -> None:
@@ -72,10 +75,6 @@ def stop_at_signals() -> None:
 
     for signum in signals:
         signal.signal(signum, stop)
-
-
-def warn(message: str) -> None:
-    print(f"run_sagemaker.py: warning: {message}", file=sys.stderr)
 
 
 def exit_with(message: str, code: int) -> NoReturn:
