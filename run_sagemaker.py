@@ -31,6 +31,7 @@ DEFAULT_HYPERPARAMS = {
 }
 METRICS = ["train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "images_per_second"]
 APP_DIR = Path(__file__).resolve().parent / "app"
+LOG_DIR = "/opt/ml/output/tensorboard"  # in the container, from where SageMaker can copy the log to S3
 
 
 def read_options(args: list[str] | None = None) -> Namespace:
@@ -68,6 +69,10 @@ def read_options(args: list[str] | None = None) -> Namespace:
     given = dict(options.hyperparams)
     hyperparams = given if "config" in given else DEFAULT_HYPERPARAMS | given  # which would win over a recipe
     options.hyperparams = {name: value for name, value in hyperparams.items() if value != "null"}
+    save_dir = options.hyperparams.get("logger.save_dir", "")
+    options.log_uri = save_dir if save_dir.startswith("s3://") else None
+    if options.log_uri:
+        options.hyperparams["logger.save_dir"] = LOG_DIR
     return options
 
 
@@ -104,9 +109,10 @@ def make_estimator(options: Namespace, container_root: str) -> Any:
     """SageMaker's PyTorch Estimator; `container_root` is for temporary files of containers on this machine."""
     if options.dry_run or (options.is_local and "s3://" not in f"{options.input_path} {options.output_path}"):
         os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # nobody needs the credentials that might be there
-    from launcher.sagemaker_sdk import PyTorch, make_session  # takes seconds to import
+    from launcher.sagemaker_sdk import PyTorch, TensorBoardOutputConfig, make_session  # takes seconds to import
 
     in_s3 = "://" in (options.checkpoint_path or "").removeprefix("file://")
+    log_config = TensorBoardOutputConfig(as_uri(options.log_uri), LOG_DIR) if options.log_uri else None
     arguments = {
         "entry_point": "train.py",
         "source_dir": str(APP_DIR),
@@ -123,6 +129,7 @@ def make_estimator(options: Namespace, container_root: str) -> Any:
         "use_spot_instances": options.spot_instances,
         "max_wait": options.max_wait or (options.max_run if options.spot_instances else None),
         "max_retry_attempts": options.max_retry,
+        "tensorboard_output_config": log_config,
         "sagemaker_session": make_session(find_session(options), container_root if options.is_local else ""),
         "code_location": None if options.is_local else as_uri(options.output_path),
         "container_log_level": logging.WARNING,

@@ -22,6 +22,8 @@ CONTAINER = {
 def check_options(options: Any) -> None:
     """Raises ValueError for what nobody else would notice, or not in clear words, or not before it costs."""
     kind = options.instance_type
+    line = f"--hyperparams logger.save_dir={options.log_uri}: only jobs in the cloud log to S3; leave it out here"
+    refuse_if(options.is_local and options.log_uri, line)
     if not options.is_local:
         check_cloud_options(options)
     has_gpu = kind == "local_gpu" or re.match(r"ml\.[gp][a-z]*\d", kind)

@@ -17,6 +17,7 @@ for name in ("sagemaker", "sagemaker.config", "botocore"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
 from sagemaker import Session
+from sagemaker.debugger import TensorBoardOutputConfig as TensorBoardOutputConfig
 from sagemaker.estimator import EstimatorBase
 from sagemaker.exceptions import UnexpectedStatusException
 from sagemaker.local import LocalSession, image, local_session

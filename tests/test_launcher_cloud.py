@@ -443,7 +443,7 @@ def test_the_commands_of_the_tutorial_work_as_printed_with_no_more_permissions_t
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         assert torch.load(tar.extractfile("./model.pt"), weights_only=True)["2.weight"].shape == (10, 192)
     logdir = block("tensorboard --logdir ${S3_PATH}").strip().removeprefix("tensorboard --logdir ${S3_PATH}/")
-    events = f"{logdir}/tutorial/{request['TrainingJobName']}/events.out.tfevents"
+    events = f"{logdir}/{request['TrainingJobName']}/tensorboard-output/tutorial/version_0/events.out.tfevents"
     assert [key for key in aws.keys(logdir) if key.startswith(events)]
 
     # No secret of the person or the role is in the request, in what the launcher prints, or in what it uploads.

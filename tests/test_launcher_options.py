@@ -7,7 +7,7 @@ import pytest
 
 from launcher.checks import check_options
 from launcher.command_line import errors_in_one_line
-from run_sagemaker import DEFAULT_HYPERPARAMS, METRICS, read_options
+from run_sagemaker import DEFAULT_HYPERPARAMS, LOG_DIR, METRICS, read_options
 
 CLOUD = (
     "--image_uri=123456789012.dkr.ecr.eu-central-1.amazonaws.com/sagemaker-tutorial:1",
@@ -59,6 +59,17 @@ def test_a_recipe_takes_the_place_of_all_default_hyperparameters():
     assert hyperparams == {"config": "fast.yaml", "trainer.max_epochs": "1"}
 
 
+def test_a_log_in_s3_is_written_to_the_folder_from_which_sagemaker_copies_it():
+    options = read_options([*CLOUD, "--hyperparams", "logger.save_dir=s3://my-bucket/tensorboard"])
+    assert options.hyperparams["logger.save_dir"] == LOG_DIR == "/opt/ml/output/tensorboard"
+    check_options(options)
+
+
+def test_a_log_in_a_folder_stays_there():
+    options = read_options(["--hyperparams", "logger.save_dir=/tmp/log"])
+    assert options.hyperparams["logger.save_dir"] == "/tmp/log" and options.log_uri is None
+
+
 def test_arguments_of_the_estimator_are_yaml():
     items = ["volume_size=100", "subnets=[subnet-1, subnet-2]", "tags={team: vision}", "output_kms_key=alias/mine"]
     assert dict(read_options(["--estimator", *items]).estimator) == {
@@ -96,6 +107,10 @@ def test_what_cannot_be_read_ends_in_one_line(capsys, args, line):
     "args, line",
     [
         ("--instance_type=local", "--instance_type=local: has no GPU for trainer.accelerator=gpu; train on the CPU "),
+        (
+            "--hyperparams logger.save_dir=s3://my-bucket/x",
+            "--hyperparams logger.save_dir=s3://my-bucket/x: only jobs in the cloud log to S3; leave it out here",
+        ),
     ],
 )
 def test_an_option_that_does_not_fit_this_machine_ends_in_one_line(capsys, args, line):

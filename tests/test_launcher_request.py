@@ -19,7 +19,7 @@ from sagemaker import Session
 from launcher.command_line import errors_in_one_line
 from launcher.local_mode import git_commit
 from launcher.sagemaker_sdk import make_session, preview_request
-from run_sagemaker import inputs, launch, make_estimator, metric_regex, read_options
+from run_sagemaker import LOG_DIR, inputs, launch, make_estimator, metric_regex, read_options
 
 CLOUD = (
     "--region=eu-central-1",
@@ -204,6 +204,24 @@ def test_an_argument_that_the_estimator_does_not_know_is_refused():
     # The SDK itself says nothing, and the job would be without it.
     with pytest.raises(ValueError, match="--estimator security_groups: the Estimator has no such argument"):
         request_of("--estimator", "volume_size=9", "security_groups=[sg-1]")
+
+
+def test_sagemaker_copies_a_log_for_s3_from_the_container():
+    request = request_of("--hyperparams", "logger.save_dir=s3://my-bucket/tensorboard/")
+    assert request["TensorBoardOutputConfig"] == {"S3OutputPath": "s3://my-bucket/tensorboard", "LocalPath": LOG_DIR}
+    assert request["HyperParameters"]["logger.save_dir"] == f'"{LOG_DIR}"'
+
+
+def test_a_log_that_is_not_for_s3_is_not_copied():
+    assert "TensorBoardOutputConfig" not in request_of()
+
+
+@pytest.mark.slow
+def test_a_dry_run_shows_both_ends_of_the_copy_of_the_log(capsys):
+    launch(read_options([*CLOUD, "--hyperparams", "logger.save_dir=s3://my-bucket/tensorboard", "--dry_run"]))
+    request, command = capsys.readouterr().out.split("Each container runs:")
+    assert '"S3OutputPath": "s3://my-bucket/tensorboard"' in request
+    assert f"--logger.save_dir {LOG_DIR} " in command
 
 
 def test_letters_of_all_languages_are_allowed_in_tags():

@@ -91,8 +91,10 @@ class AWS:
         headers = {"Content-Type": "text/plain"}
         urlopen(Request(f"{self.endpoint}/moto-api/{path}", data=data, headers=headers, method="POST")).close()
 
-    def client(self, service: str, region: str = REGION) -> Any:
-        keys = {key.lower(): self.environment[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    def client(self, service: str, region: str = REGION, environment: dict[str, str] | None = None) -> Any:
+        """A client with the credentials of an environment, or else of the account's owner."""
+        environment = environment or self.environment
+        keys = {key.lower(): environment[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
         return boto3.client(service, region_name=region, endpoint_url=self.endpoint, **keys)
 
     def keys(self, prefix: str = "") -> list[str]:
