@@ -12,6 +12,7 @@ import re
 import shlex
 import tempfile
 from argparse import ArgumentDefaultsHelpFormatter, Namespace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +137,11 @@ def make_estimator(options: Namespace, container_root: str) -> Any:
         "debugger_hook_config": False,
         "disable_profiler": True,
     }
-    estimator = PyTorch(**arguments | dict(options.estimator))
+    known = {name for base in PyTorch.__mro__ for name in signature(base.__init__).parameters}
     for name, _ in options.estimator:  # the SDK takes any name, and does not look at those that it does not know
-        if not hasattr(estimator, name):
+        if name not in known:
             raise ValueError(f"--estimator {name}: the Estimator has no such argument")
-    return estimator
+    return PyTorch(**arguments | dict(options.estimator))
 
 
 def inputs(options: Namespace) -> dict[str, str]:
@@ -159,7 +160,6 @@ def metric_regex(name: str) -> str:
 
 
 def preview(estimator: Any, options: Namespace) -> None:
-    """Prints the request to SageMaker, and the command that its toolkit makes of the hyperparameters."""
     from launcher.sagemaker_sdk import preview_request
 
     print(json.dumps(preview_request(estimator, inputs(options), options.job_name), indent=2))
@@ -170,7 +170,8 @@ def preview(estimator: Any, options: Namespace) -> None:
 def train_here(estimator: Any, options: Namespace) -> None:
     from launcher.sagemaker_sdk import fit_in_containers
 
-    fit_in_containers(estimator, inputs(options), options.checkpoint_path)
+    with errors_in_one_line(code=1):
+        fit_in_containers(estimator, inputs(options), options.checkpoint_path)
     model = estimator.model_data.removeprefix("file://")
     output = options.checkpoint_path or model.replace("model.tar", "output.tar")
     print(f"\nmodel   {model}\noutput  {output} (checkpoints, TensorBoard logs)")
@@ -197,12 +198,12 @@ def follow(session: Any, job_name: str, options: Namespace) -> None:
     print(f"job {job_name} goes on without this program. Follow it, or stop it:")
     print(f"  {command} --attach={job_name}\n  {command} --stop={job_name}", flush=True)
     if options.wait:
-        show_log(session, job_name)
-        print_results(session.describe_training_job(job_name))
+        with errors_in_one_line(code=1):
+            show_log(session, job_name)
+            print_results(session.describe_training_job(job_name))
 
 
 def print_results(job: dict[str, Any]) -> None:
-    """Prints where the model of a job is, from SageMaker's description; RuntimeError if it did not complete."""
     job_name, status = job["TrainingJobName"], job["TrainingJobStatus"]
     if status != "Completed":
         reason = job.get("FailureReason") or job["SecondaryStatus"]

@@ -48,8 +48,8 @@ def refuse_if(is_wrong: Any, message: str) -> None:
 
 
 @contextlib.contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """Ends the program with 1 for a job that has failed, a RuntimeError, and with 2 for what a person has to mend."""
+def errors_in_one_line(code: int = 2) -> Iterator[None]:
+    """Ends the program with 2 for what a person has to mend, with `code` for what SageMaker or Docker has refused."""
     try:
         yield
     except Exception as error:
@@ -61,7 +61,7 @@ def errors_in_one_line() -> Iterator[None]:
         hints = [f"; {hint}" for word, hint in HINTS.items() if word in str(error)]
         # The lines of a container's log, in a RuntimeError, stay lines.
         message = str(error) if isinstance(error, RuntimeError) else " ".join(str(error).split())
-        exit_with(f"{message}{''.join(hints)}", 1 if isinstance(error, RuntimeError) else 2)
+        exit_with(f"{message}{''.join(hints)}", 2 if isinstance(error, ValueError) else code)
 
 
 def stop_at_signals() -> None:

@@ -26,9 +26,8 @@ def check_machine(options: Any) -> None:
     line = f"Docker is not running, or not for you: {reason}; see https://docs.docker.com/engine/install/"
     refuse_if(docker.returncode, line)
     compose_command()
-    image = options.image_uri
-    is_missing = "/" not in image and output_of("docker", "image", "inspect", image).returncode
-    refuse_if(is_missing, f"--image_uri={image}: not built yet; build it with ./docker/build-image.sh")
+    is_missing = "/" not in options.image_uri and output_of("docker", "image", "inspect", options.image_uri).returncode
+    refuse_if(is_missing, f"--image_uri={options.image_uri}: not built yet; build it with ./docker/build-image.sh")
 
 
 def compose_command() -> list[str]:

@@ -257,7 +257,7 @@ def end_of(capsys, **description: str) -> str:
     """The line that the launcher ends with after a job of this description."""
     with exit_code() as end:
         print_results(JOB | description)
-    assert end["code"] == 1
+    assert end["code"] == 2
     return capsys.readouterr().err.removeprefix("run_sagemaker.py: error: ").rstrip()
 
 
@@ -379,7 +379,7 @@ def test_a_token_that_expires_while_waiting_leaves_the_job_running_and_says_so(a
     account.client("iam").delete_access_key(UserName="owner", AccessKeyId=account.environment["AWS_ACCESS_KEY_ID"])
     with account.enforce_policies():
         stdout, stderr = waiting.communicate(timeout=60)
-    assert waiting.returncode == 2
+    assert waiting.returncode == 1
     assert "--stop=my-job\n" in stdout
     assert re.match("run_sagemaker.py: error: .* security token .* is invalid", stderr) and stderr.count("\n") == 1
 

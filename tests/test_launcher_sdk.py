@@ -92,12 +92,3 @@ def test_after_a_failure_nothing_is_collected(containers, capfd):
         containers.stream_output(process)
     assert capfd.readouterr().out == "no such image\n"
     assert containers.retrieve_artifacts({}, {}, "job") == ""
-
-
-def test_an_estimator_has_an_attribute_for_each_argument_that_it_knows():
-    session = sagemaker_sdk.make_session(boto3.Session(region_name="us-east-1"))
-    needed = {"entry_point": "train.py", "image_uri": "image", "role": "arn:aws:iam::123456789012:role/sagemaker"}
-    needed |= {"instance_type": "ml.m5.large", "instance_count": 1, "sagemaker_session": session}
-    estimator = sagemaker_sdk.PyTorch(**needed)
-    known = {name for base in sagemaker_sdk.PyTorch.__mro__ for name in inspect.signature(base.__init__).parameters}
-    assert {name for name in known if not hasattr(estimator, name)} <= {"self", "args", "kwargs"}
