@@ -1,11 +1,8 @@
 """Trains with SageMaker's Python SDK: app/train.py, in containers of one image, on this machine or in the cloud.
 
 In one container, on all GPUs:  python run_sagemaker.py
-In four, on the CPU:            python run_sagemaker.py --instance_type=local --instance_count=4 \\
-                                    --hyperparams trainer.accelerator=cpu trainer.devices=1
 On two cloud instances:         python run_sagemaker.py --instance_type=ml.g4dn.12xlarge --instance_count=2 \\
                                     --image_uri=$(docker/image-uri.sh) --role=ARN --input_path=S3 --output_path=S3
-What would be started:          the same with --dry_run
 """
 
 import json
@@ -15,11 +12,12 @@ import re
 import shlex
 import tempfile
 from argparse import ArgumentDefaultsHelpFormatter, Namespace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from launcher.account import check_account, find_session, quota_name
-from launcher.checks import check_estimator_arguments, check_options, check_request, end_check, start_check
+from launcher.account import check_account, find_session
+from launcher.checks import check_options, end_check, start_check
 from launcher.command_line import SWITCH, Parser, channel, errors_in_one_line, item, stop_at_signals, yaml_item
 from launcher.local_mode import check_machine, git_commit
 
@@ -34,8 +32,7 @@ DEFAULT_HYPERPARAMS = {
 }
 METRICS = ["train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "images_per_second"]
 APP_DIR = Path(__file__).resolve().parent / "app"
-ESTIMATOR_HELP = """Other arguments of SageMaker's PyTorch Estimator, their values as YAML, such as
-volume_size=100 'subnets=[subnet-1, subnet-2]' 'security_group_ids=[sg-1]' 'tags={team: vision}'."""
+LOG_DIR = "/opt/ml/output/tensorboard"  # in the container, from where SageMaker can copy the log to S3
 
 
 def read_options(args: list[str] | None = None) -> Namespace:
@@ -55,16 +52,16 @@ def read_options(args: list[str] | None = None) -> Namespace:
     option("--job_name", help="Name of the job, if not that of the image with the time.")
     option("--max_run", type=int, default=24 * 60 * 60, help="Seconds after which SageMaker stops the job.")
     option("--checkpoint_path", help="Folder, in the cloud s3://…, for checkpoints, where the next job goes on.")
-    option("--spot_instances", **SWITCH, default=False, help="Use spare instances, which AWS may take back any time.")
+    option("--spot_instances", **SWITCH, default=False, help="Use spare instances; say a --checkpoint_path too.")
     option("--max_wait", type=int, help="Seconds for waiting and training on spot instances; max_run if not said.")
     option("--max_retry", type=int, help="How often SageMaker repeats a job after an error of its own, from 1 to 30.")
-    option("--estimator", **items | {"type": yaml_item}, help=ESTIMATOR_HELP)
+    option("--estimator", **items | {"type": yaml_item}, help="Other arguments of SageMaker's Estimator, as YAML.")
     option("--region", help="Region of all this, if not that of AWS_REGION, AWS_DEFAULT_REGION or your profile.")
     option("--profile", help="Profile of your AWS configuration, if not that of AWS_PROFILE.")
     option("--attach", metavar="JOB", help="Show the log of a job from its start, and end as if it was started here.")
     option("--stop", metavar="JOB", help="Stop a job that is running; what it has saved stays.")
     option("--wait", **SWITCH, default=True, help="Show the log until the job ends; --wait=false returns at once.")
-    option("--dry_run", **SWITCH, default=False, help="Check and print all that would be started. Needs no account.")
+    option("--dry_run", **SWITCH, default=False, help="Check the options and print what would be started.")
     options = parser.parse_args(args)
     options.is_local = options.instance_type in ("local", "local_gpu") and not (options.attach or options.stop)
     options.channels = dict(options.input_path)
@@ -73,6 +70,10 @@ def read_options(args: list[str] | None = None) -> Namespace:
     given = dict(options.hyperparams)
     hyperparams = given if "config" in given else DEFAULT_HYPERPARAMS | given  # which would win over a recipe
     options.hyperparams = {name: value for name, value in hyperparams.items() if value != "null"}
+    save_dir = options.hyperparams.get("logger.save_dir", "")
+    options.log_uri = save_dir if save_dir.startswith("s3://") else None
+    if options.log_uri:
+        options.hyperparams["logger.save_dir"] = LOG_DIR
     return options
 
 
@@ -91,29 +92,28 @@ def launch(options: Namespace) -> None:
     check = start_check(options.hyperparams, options.channels, APP_DIR)
     with tempfile.TemporaryDirectory(prefix="sagemaker-", ignore_cleanup_errors=True) as container_root:
         estimator = make_estimator(options, str(Path(container_root).resolve()))
-        request = make_request(estimator, options)
         end_check(check)
         if not options.is_local:
             count, hours = options.instance_count, options.instance_count * options.max_run / 3600
-            print(f'takes at most {hours:g} instance-hours, and {count} of your quota "{quota_name(options)}"')
+            quota = f"{options.instance_type} for {'spot ' if options.spot_instances else ''}training job usage"
+            print(f'takes at most {hours:g} instance-hours, and {count} of your quota "{quota}"')
         if options.dry_run:
-            print(json.dumps(request, indent=2))
-            words = [word for name, value in sorted(options.hyperparams.items()) for word in (f"--{name}", value)]
-            print(f"\nEach container runs:\npython -- train.py {shlex.join(words)}")
+            preview(estimator, options)
         elif options.is_local:
             train_here(estimator, options)
         else:
-            estimator.fit(inputs(options), job_name=request["TrainingJobName"], wait=False)
-            follow(estimator.sagemaker_session, request["TrainingJobName"], options)
+            estimator.fit(inputs(options), job_name=options.job_name, wait=False)
+            follow(estimator.sagemaker_session, estimator.latest_training_job.name, options)
 
 
 def make_estimator(options: Namespace, container_root: str) -> Any:
     """SageMaker's PyTorch Estimator; `container_root` is for temporary files of containers on this machine."""
     if options.dry_run or (options.is_local and "s3://" not in f"{options.input_path} {options.output_path}"):
         os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # nobody needs the credentials that might be there
-    from launcher.sagemaker_sdk import PyTorch, make_session  # takes seconds to import
+    from launcher.sagemaker_sdk import PyTorch, TensorBoardOutputConfig, make_session  # takes seconds to import
 
     in_s3 = "://" in (options.checkpoint_path or "").removeprefix("file://")
+    log_config = TensorBoardOutputConfig(as_uri(options.log_uri), LOG_DIR) if options.log_uri else None
     arguments = {
         "entry_point": "train.py",
         "source_dir": str(APP_DIR),
@@ -130,26 +130,18 @@ def make_estimator(options: Namespace, container_root: str) -> Any:
         "use_spot_instances": options.spot_instances,
         "max_wait": options.max_wait or (options.max_run if options.spot_instances else None),
         "max_retry_attempts": options.max_retry,
+        "tensorboard_output_config": log_config,
         "sagemaker_session": make_session(find_session(options), container_root if options.is_local else ""),
-    }
-    others = {
         "code_location": None if options.is_local else as_uri(options.output_path),
         "container_log_level": logging.WARNING,
         "debugger_hook_config": False,
         "disable_profiler": True,
     }
-    check_estimator_arguments(dict(options.estimator), arguments, PyTorch)
-    return PyTorch(**arguments, **others | dict(options.estimator))
-
-
-def make_request(estimator: Any, options: Namespace) -> dict[str, Any]:
-    """What `fit` would send to SageMaker; ValueError if SageMaker would not take it."""
-    from launcher.sagemaker_sdk import preview_request
-
-    request = preview_request(estimator, inputs(options), options.job_name)
-    if not options.is_local:
-        check_request(request)
-    return request
+    known = {name for base in PyTorch.__mro__ for name in signature(base.__init__).parameters}
+    for name, _ in options.estimator:  # the SDK takes any name, and does not look at those that it does not know
+        if name not in known:
+            raise ValueError(f"--estimator {name}: the Estimator has no such argument")
+    return PyTorch(**arguments | dict(options.estimator))
 
 
 def inputs(options: Namespace) -> dict[str, str]:
@@ -167,6 +159,14 @@ def metric_regex(name: str) -> str:
     return rf"(?:^|\s){re.escape(name)}=([-+.\deE]+)"
 
 
+def preview(estimator: Any, options: Namespace) -> None:
+    from launcher.sagemaker_sdk import preview_request
+
+    print(json.dumps(preview_request(estimator, inputs(options), options.job_name), indent=2))
+    words = [word for name, value in sorted(options.hyperparams.items()) for word in (f"--{name}", value)]
+    print(f"\nEach container runs:\npython -- train.py {shlex.join(words)}")
+
+
 def train_here(estimator: Any, options: Namespace) -> None:
     from launcher.sagemaker_sdk import fit_in_containers
 
@@ -178,7 +178,6 @@ def train_here(estimator: Any, options: Namespace) -> None:
 
 
 def come_back(options: Namespace) -> None:
-    """Stops a job, or shows one that was started earlier."""
     session = find_session(options)
     if options.stop:
         session.client("sagemaker").stop_training_job(TrainingJobName=options.stop)
@@ -191,40 +190,27 @@ def come_back(options: Namespace) -> None:
 
 
 def follow(session: Any, job_name: str, options: Namespace) -> None:
-    """Shows the log of a job until it ends, if asked to wait, and then its results."""
+    """Says how to come back to a job and, if asked to wait, shows its log until it ends, and its results."""
     from launcher.sagemaker_sdk import show_log
 
     command = f"python run_sagemaker.py --region={session.boto_region_name}"
     command += f" --profile={options.profile}" if options.profile else ""
-    goes_on = f"\n{job_name} goes on without this program. Follow it, or stop it:"
-    goes_on += f"\n  {command} --attach={job_name}\n  {command} --stop={job_name}"
-    with errors_in_one_line(code=1):
-        try:
-            print(f"job {job_name}", flush=True)
-            if options.wait:
-                show_log(session, job_name)
-                job = session.describe_training_job(job_name)
-        except BaseException:  # a signal, an expired token, no network
-            print(goes_on, flush=True)
-            raise
-        print_results(job) if options.wait else print(goes_on)
+    print(f"job {job_name} goes on without this program. Follow it, or stop it:")
+    print(f"  {command} --attach={job_name}\n  {command} --stop={job_name}", flush=True)
+    if options.wait:
+        with errors_in_one_line(code=1):
+            show_log(session, job_name)
+            print_results(session.describe_training_job(job_name))
 
 
 def print_results(job: dict[str, Any]) -> None:
-    """Prints what a job has cost and where its model is, from SageMaker's description; RuntimeError if it failed."""
-    job_name, status, count = job["TrainingJobName"], job["TrainingJobStatus"], job["ResourceConfig"]["InstanceCount"]
-    seconds, training_seconds = job.get("BillableTimeInSeconds"), job.get("TrainingTimeInSeconds")
-    print(f"\njob               {job_name}: {status}")
-    if seconds is not None:
-        print(f"billable seconds  {seconds * count} ({seconds} on each of {count} instances)")
-        if job.get("EnableManagedSpotTraining") and training_seconds:
-            print(f"saved by spot     {1 - seconds / training_seconds:.0%} of {training_seconds} seconds of training")
+    job_name, status = job["TrainingJobName"], job["TrainingJobStatus"]
     if status != "Completed":
         reason = job.get("FailureReason") or job["SecondaryStatus"]
         raise RuntimeError(f"job {job_name} ended as {status}: {' '.join(reason.split())}")
     model = job["ModelArtifacts"]["S3ModelArtifacts"]
     checkpoints = job.get("CheckpointConfig", {}).get("S3Uri") or model.replace("model.tar", "output.tar")
-    print(f"model             {model}\ncheckpoints       {checkpoints}")
+    print(f"\nmodel        {model}\ncheckpoints  {checkpoints}")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ import yaml
 
 HINTS = {
     "xpired": "log in again, such as with `aws sso login`",
-    "credentials": "make them known with `aws configure` or `aws sso login`",
-    "InvalidClientTokenId": "make them known with `aws configure` or `aws sso login`",
     "AccessDenied": "docker/policies lists what you, and the job's role, must be allowed to do",
     "ResourceLimitExceeded": "ask for a higher quota in the Service Quotas of the AWS console, or wait for other jobs",
     "CapacityError": "AWS has no such instances to spare: try again later, another type, another region, or not spot",
@@ -42,6 +40,11 @@ def yaml_item(text: str) -> tuple[str, Any]:
 def channel(text: str) -> tuple[str, str]:
     name, path = re.fullmatch(r"(?:([\w-]+)=)?(.*)", text, re.DOTALL).groups()
     return name or "training", path
+
+
+def refuse_if(is_wrong: Any, message: str) -> None:
+    if is_wrong:
+        raise ValueError(message)
 
 
 @contextlib.contextmanager
@@ -72,10 +75,6 @@ def stop_at_signals() -> None:
 
     for signum in signals:
         signal.signal(signum, stop)
-
-
-def warn(message: str) -> None:
-    print(f"run_sagemaker.py: warning: {message}", file=sys.stderr)
 
 
 def exit_with(message: str, code: int) -> NoReturn:

@@ -1,16 +1,16 @@
 """This machine: what Docker must have, why a container failed, and which commit the code is of."""
 
-import os
 import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
+from launcher.command_line import refuse_if
+
 USE_CPU = "train on the CPU with --hyperparams trainer.accelerator=cpu trainer.devices=1"
 
 
 def output_of(*command: str) -> subprocess.CompletedProcess:
-    """What a command prints and its exit code, whatever that is."""
     try:
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     except OSError:
@@ -18,20 +18,16 @@ def output_of(*command: str) -> subprocess.CompletedProcess:
 
 
 def check_machine(options: Any) -> None:
-    """Raises ValueError for what is missing on this machine."""
-    if options.instance_type == "local_gpu" and "GPU 0" not in output_of("nvidia-smi", "-L").stdout:
-        raise ValueError(
-            f"--instance_type=local_gpu: nvidia-smi finds no GPU; say --instance_type=local, and {USE_CPU}"
-        )
-    version = output_of("docker", "version")
-    if version.returncode:
-        reason = version.stdout.strip().splitlines()[-1]
-        raise ValueError(
-            f"Docker is not running, or not for you: {reason}; see https://docs.docker.com/engine/install/"
-        )
+    has_gpu = options.instance_type == "local" or "GPU 0" in output_of("nvidia-smi", "-L").stdout
+    line = f"nvidia-smi finds no GPU; say --instance_type=local, and {USE_CPU}"
+    refuse_if(not has_gpu, f"--instance_type={options.instance_type}: {line}")
+    docker = output_of("docker", "version")
+    reason = docker.stdout.strip().rpartition("\n")[2]
+    line = f"Docker is not running, or not for you: {reason}; see https://docs.docker.com/engine/install/"
+    refuse_if(docker.returncode, line)
     compose_command()
-    if "/" not in options.image_uri and output_of("docker", "image", "inspect", options.image_uri).returncode:
-        raise ValueError(f"--image_uri={options.image_uri}: not built yet; build it with ./docker/build-image.sh")
+    is_missing = "/" not in options.image_uri and output_of("docker", "image", "inspect", options.image_uri).returncode
+    refuse_if(is_missing, f"--image_uri={options.image_uri}: not built yet; build it with ./docker/build-image.sh")
 
 
 def compose_command() -> list[str]:
@@ -40,12 +36,6 @@ def compose_command() -> list[str]:
         if output_of(*command, "version").returncode == 0:
             return command
     raise ValueError("there is no Docker Compose on this machine; see https://docs.docker.com/compose/install/")
-
-
-def container_user() -> dict[str, str]:
-    """To whom the containers' files will belong; where Docker runs without root, they belong to the person anyway."""
-    rootless = "rootless" in output_of("docker", "info", "--format", "{{.SecurityOptions}}").stdout
-    return {} if rootless else {"user": f"{os.getuid()}:{os.getgid()}"}
 
 
 def git_commit(folder: Path) -> dict[str, str]:

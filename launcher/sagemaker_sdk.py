@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,14 +16,14 @@ os.environ["SAGEMAKER_SUPPRESS_V2_WARNING"] = "1"
 for name in ("sagemaker", "sagemaker.config", "botocore"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
-import sagemaker.logs
 from sagemaker import Session
+from sagemaker.debugger import TensorBoardOutputConfig as TensorBoardOutputConfig
 from sagemaker.estimator import EstimatorBase
 from sagemaker.exceptions import UnexpectedStatusException
 from sagemaker.local import LocalSession, image, local_session
 from sagemaker.pytorch import PyTorch as PyTorch
 
-from launcher.local_mode import compose_command, container_user, find_failure, output_of
+from launcher.local_mode import compose_command, find_failure, output_of
 
 # Both are wrapped in telemetry, which sends the account's ID, waits without a timeout, and swallows Ctrl-C.
 EstimatorBase.fit = EstimatorBase.fit.__wrapped__
@@ -33,11 +32,9 @@ local_session.LocalSagemakerClient.create_training_job = (
 )
 # The SDK knows version 2 of Docker Compose only: aws/sagemaker-python-sdk #5739, #4137.
 image._SageMakerContainer._get_compose_cmd_prefix = staticmethod(compose_command)
-find_events = sagemaker.logs.multi_stream_iter
 
 
 def make_session(boto_session: boto3.Session, container_root: str = "") -> Session:
-    """A session in the cloud, or on this machine with a folder for the files of containers."""
     if not container_root:
         return Session(boto_session)
     session = LocalSession(boto_session)
@@ -49,26 +46,17 @@ def preview_request(estimator: Any, inputs: dict[str, str], job_name: str | None
     """The CreateTrainingJob request of `fit`, without sending it, and without sending the code to S3."""
     request = {}
     session = estimator.sagemaker_session
-    clients = session.sagemaker_client, session.s3_resource
     session.sagemaker_client = SimpleNamespace(create_training_job=request.update)
     session.s3_resource = SimpleNamespace(Object=lambda *_: SimpleNamespace(upload_file=lambda *_, **__: None))
     estimator.fit(inputs, job_name=job_name, wait=False)
-    session.sagemaker_client, session.s3_resource = clients
     return request
 
 
 def show_log(session: Session, job_name: str) -> None:
-    """Prints a job's log until the job ends, in whatever way, each line after the name of its host."""
-    sagemaker.logs.multi_stream_iter = find_events_of_hosts
+    """Prints a job's log until the job ends, in whatever way."""
     # Divided by zero: the saving of a job on spot instances that never came to train.
     with contextlib.suppress(UnexpectedStatusException, ZeroDivisionError):
         session.logs_for_job(job_name, wait=True)
-
-
-def find_events_of_hosts(client: Any, group: str, streams: list[str], positions: dict) -> Iterator[tuple[int, dict]]:
-    for index, event in find_events(client, group, streams, positions):
-        host = streams[index].partition("/")[2].rpartition("-")[0]  # job/algo-1-1234567890
-        yield index, event | {"message": f"{host}  {event['message']}"}
 
 
 def fit_in_containers(estimator: Any, inputs: dict[str, str], checkpoint_path: str | None) -> None:
@@ -84,9 +72,6 @@ class Containers(image._SageMakerContainer):
     checkpoint_path: str | None = None
     succeeded = False
 
-    def _compose(self, detached: bool = False) -> list[str]:
-        return [*super()._compose(detached), "--no-color"]  # stream_output looks at how a line begins
-
     def _create_docker_host(self, host: str, *args: Any) -> dict[str, Any]:
         service = super()._create_docker_host(host, *args)
         if self.checkpoint_path:
@@ -99,7 +84,8 @@ class Containers(image._SageMakerContainer):
         # Nobody will stop a container that has lost another one, so it need not wait for that.
         variables = [f"OMP_NUM_THREADS={num_threads}", "SIGTERM_WAIT_SECONDS=0"]
         service["environment"] = [*service["environment"], *variables]
-        return service | container_user() | {"container_name": host, "shm_size": "2gb", "tty": False}
+        user = f"{os.getuid()}:{os.getgid()}"  # to whom the files will belong that it writes
+        return service | {"user": user, "container_name": host, "shm_size": "2gb", "tty": False}
 
     def train(self, *args: Any) -> str:
         image._stream_output = self.stream_output  # the SDK's own loses the last lines
@@ -109,16 +95,10 @@ class Containers(image._SageMakerContainer):
             output_of(*compose_command(), "-f", f"{self.container_root}/{image.DOCKER_COMPOSE_FILENAME}", "down")
 
     def stream_output(self, process: subprocess.Popen) -> None:
-        """Prints the containers' log, and what Compose itself says only if there is no container to blame."""
-        remarks = []
         for line in process.stdout:
-            text = line.decode(errors="replace")
-            if text.startswith(image.CONTAINER_PREFIX):
-                print(text, end="", flush=True)
-            else:
-                remarks.append(text)
+            print(line.decode(errors="replace"), end="", flush=True)
         if process.wait():
-            raise RuntimeError(find_failure(self.hosts) or f"Docker Compose failed:\n{''.join(remarks[-10:])}")
+            raise RuntimeError(find_failure(self.hosts) or "Docker Compose failed, as it says above")
         self.succeeded = True
 
     def retrieve_artifacts(self, *args: Any) -> str:

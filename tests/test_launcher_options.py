@@ -2,15 +2,13 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
 from launcher.checks import check_options
 from launcher.command_line import errors_in_one_line
-from run_sagemaker import DEFAULT_HYPERPARAMS, METRICS, read_options
+from run_sagemaker import DEFAULT_HYPERPARAMS, LOG_DIR, METRICS, read_options
 
-LOCAL = "--instance_type=local --hyperparams trainer.accelerator=cpu"
 CLOUD = (
     "--image_uri=123456789012.dkr.ecr.eu-central-1.amazonaws.com/sagemaker-tutorial:1",
     "--role=arn:aws:iam::123456789012:role/sagemaker",
@@ -18,16 +16,6 @@ CLOUD = (
     "--input_path=s3://my-bucket/datasets/cifar-10",
     "--output_path=s3://my-bucket/output",
 )
-
-
-@pytest.fixture
-def laptop(tmp_path: Path, monkeypatch) -> Path:
-    """A folder with data in .cache, as the tutorial has it before a launch."""
-    (tmp_path / ".cache").mkdir()
-    (tmp_path / ".cache/cifar-10-python.tar.gz").touch()
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def refusal(capsys, *args: str) -> str:
@@ -71,6 +59,17 @@ def test_a_recipe_takes_the_place_of_all_default_hyperparameters():
     assert hyperparams == {"config": "fast.yaml", "trainer.max_epochs": "1"}
 
 
+def test_a_log_in_s3_is_written_to_the_folder_from_which_sagemaker_copies_it():
+    options = read_options([*CLOUD, "--hyperparams", "logger.save_dir=s3://my-bucket/tensorboard"])
+    assert options.hyperparams["logger.save_dir"] == LOG_DIR == "/opt/ml/output/tensorboard"
+    check_options(options)
+
+
+def test_a_log_in_a_folder_stays_there():
+    options = read_options(["--hyperparams", "logger.save_dir=/tmp/log"])
+    assert options.hyperparams["logger.save_dir"] == "/tmp/log" and options.log_uri is None
+
+
 def test_arguments_of_the_estimator_are_yaml():
     items = ["volume_size=100", "subnets=[subnet-1, subnet-2]", "tags={team: vision}", "output_kms_key=alias/mine"]
     assert dict(read_options(["--estimator", *items]).estimator) == {
@@ -107,30 +106,24 @@ def test_what_cannot_be_read_ends_in_one_line(capsys, args, line):
 @pytest.mark.parametrize(
     "args, line",
     [
-        ("--instance_count=0", "--instance_count=0: must be 1 or more"),
         ("--instance_type=local", "--instance_type=local: has no GPU for trainer.accelerator=gpu; train on the CPU "),
         (
-            "--input_path=no-such-folder",
-            "--input_path=no-such-folder: is no folder with data; give yours, or get CIFAR-10 as README.md",
+            "--hyperparams logger.save_dir=s3://my-bucket/x",
+            "--hyperparams logger.save_dir=s3://my-bucket/x: only jobs in the cloud log to S3; leave it out here",
         ),
-        ("--input_path=empty", "--input_path=empty: is no folder with data; give yours, or get CIFAR-10 as README.md"),
     ],
 )
-def test_an_option_that_does_not_fit_this_machine_ends_in_one_line(laptop, capsys, args, line):
+def test_an_option_that_does_not_fit_this_machine_ends_in_one_line(capsys, args, line):
     assert re.match(line, refusal(capsys, *args.split()))
 
 
 @pytest.mark.parametrize(
     "args, line",
     [
-        ("--instance_count=0", "--instance_count=0: must be 1 or more"),
-        ("--instance_count=-1", "--instance_count=-1: must be 1 or more"),
         ("--instance_type=ml.m5.large", "--instance_type=ml.m5.large: has no GPU for trainer.accelerator=gpu"),
         ("--instance_type=ml.trn1.2xlarge", "--instance_type=ml.trn1.2xlarge: has no GPU for trainer.accelerator=gpu"),
         ("--instance_type=ml.inf2.xlarge", "--instance_type=ml.inf2.xlarge: has no GPU for trainer.accelerator=gpu"),
         ("--input_path a=s3://b/c d=e", "--input_path=e: must be in S3"),
-        ("--image_uri=sagemaker-tutorial", "--image_uri=sagemaker-tutorial: is not in a registry; push it"),
-        ("--image_uri=", "--image_uri=: is not in a registry; push it"),
         ("--role=", "--role=: must be the ARN of SageMaker's execution role"),
         ("--role=sagemaker", "--role=sagemaker: must be the ARN of SageMaker's execution role"),
         ("--instance_type=g4dn.xlarge", "--instance_type=g4dn.xlarge: must be local, local_gpu or SageMaker's, ml"),
@@ -140,6 +133,7 @@ def test_an_option_that_does_not_fit_this_machine_ends_in_one_line(laptop, capsy
         ("--output_path=output", "--output_path=output: must be in S3"),
         ("--output_path=", "--output_path=: must be in S3"),
         ("--checkpoint_path=checkpoints", "--checkpoint_path=checkpoints: must be in S3"),
+        ("--checkpoint_path=", "--checkpoint_path=: must be in S3"),
     ],
 )
 def test_an_option_that_does_not_fit_the_cloud_ends_in_one_line(capsys, args, line):
@@ -161,11 +155,3 @@ def test_every_family_with_gpus_may_train_on_gpus(kind):
 )
 def test_a_folder_is_the_channel_training_unless_it_has_a_name(words, channels):
     assert read_options(["--input_path", *words]).channels == channels
-
-
-def test_spot_instances_without_a_checkpoint_path_are_warned_of(capsys):
-    check_options(read_options([*CLOUD, "--spot_instances"]))
-    assert capsys.readouterr().err == (
-        "run_sagemaker.py: warning: --spot_instances: without --checkpoint_path the job starts anew after each "
-        "interruption\n"
-    )

@@ -18,11 +18,9 @@ import boto3
 from moto.core.exceptions import JsonRESTError
 from moto.core.responses import ActionResult
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-from moto.s3.responses import S3Response
 from moto.sagemaker.models import FakeTrainingJob, sagemaker_backends
 from moto.sagemaker.responses import SageMakerResponse
 from moto.server import ThreadedMotoServer
-from moto.servicequotas.responses import ServiceQuotasResponse
 from programs import ENVIRONMENT, ROOT
 from tutorial import block
 from werkzeug.serving import make_server
@@ -43,7 +41,7 @@ class AWS:
     """An API server with one bucket, and the environment of a person who uses it.
 
     `requests` are the CreateTrainingJob requests, and `next_job` is what the next job's description says. `refusal` is
-    the code and message of the error that CreateTrainingJob ends with, `quotas` are the account's.
+    the code and message of the error that CreateTrainingJob ends with.
     """
 
     def __init__(self):
@@ -73,31 +71,16 @@ class AWS:
             self.describe(job, training_job_status="Stopping", secondary_status="Stopping")
             return ActionResult({})
 
-        def list_quotas(response: ServiceQuotasResponse) -> str:
-            """All of a service, in pages, those that nobody asks for first."""
-            assert json.loads(response.body)["ServiceCode"] == "sagemaker"
-            if "NextToken" not in json.loads(response.body):
-                return json.dumps({"Quotas": [{"QuotaName": "Number of apps", "Value": 9.0}], "NextToken": "2"})
-            return json.dumps({"Quotas": [{"QuotaName": name, "Value": v} for name, v in self.quotas.items()]})
-
-        def find_bucket(response: S3Response) -> Any:
-            """Old buckets in Ireland have the location EU, but HeadBucket says the region."""
-            code, headers, body = head_bucket(response)
-            region = {"EU": "eu-west-1"}.get(headers.get("x-amz-bucket-region"))
-            return code, headers | ({"x-amz-bucket-region": region} if region else {}), body
-
         def describe(job: FakeTrainingJob, *args: Any, **kwargs: Any) -> None:
             init(job, *args, **kwargs)
             self.describe(job, **self.next_job)
 
         SageMakerResponse.create_training_job, FakeTrainingJob.__init__ = record, describe
-        SageMakerResponse.stop_training_job, ServiceQuotasResponse.list_service_quotas = stop, list_quotas
-        head_bucket, S3Response.head_bucket = S3Response.head_bucket, find_bucket
+        SageMakerResponse.stop_training_job = stop
 
     def reset(self) -> None:
         self.requests: list[dict[str, Any]] = []
         self.refusal: tuple[str, str] | None = None
-        self.quotas = {"ml.g4dn.12xlarge for training job usage": 2.0}
         self.next_job = {"training_job_status": "Completed", "secondary_status": "Completed"}
         self.post("reset")
         everything = {"Effect": "Allow", "Action": "*", "Resource": "*"}
@@ -108,8 +91,10 @@ class AWS:
         headers = {"Content-Type": "text/plain"}
         urlopen(Request(f"{self.endpoint}/moto-api/{path}", data=data, headers=headers, method="POST")).close()
 
-    def client(self, service: str, region: str = REGION) -> Any:
-        keys = {key.lower(): self.environment[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    def client(self, service: str, region: str = REGION, environment: dict[str, str] | None = None) -> Any:
+        """A client with the credentials of an environment, or else of the account's owner."""
+        environment = environment or self.environment
+        keys = {key.lower(): environment[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
         return boto3.client(service, region_name=region, endpoint_url=self.endpoint, **keys)
 
     def keys(self, prefix: str = "") -> list[str]:
@@ -117,11 +102,11 @@ class AWS:
         pages = self.client("s3").get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
-    def put_image(self, tag: str, media_type: str = DOCKER, region: str = REGION) -> None:
-        ecr = self.client("ecr", region)
+    def put_image(self, tag: str) -> None:
+        ecr = self.client("ecr")
         if not ecr.describe_repositories()["repositories"]:
             ecr.create_repository(repositoryName="sagemaker-tutorial")
-        manifest = {"schemaVersion": 2, "mediaType": media_type, "config": {"digest": f"sha256:{0:064}"}, "layers": []}
+        manifest = {"schemaVersion": 2, "mediaType": DOCKER, "config": {"digest": f"sha256:{0:064}"}, "layers": []}
         ecr.put_image(repositoryName="sagemaker-tutorial", imageManifest=json.dumps(manifest), imageTag=tag)
 
     def person(self, name: str, policy: str) -> dict[str, str]:

@@ -76,8 +76,19 @@ class Instances:
         """The names of the files that the agents have copied."""
         return [Path(key).name for key in self.aws.keys(key_of(self.request["CheckpointConfig"]["S3Uri"]))]
 
+    def put_tensorboard_log(self) -> None:
+        """Copies TensorBoard's log to S3, with the rights of the role; SageMaker says that it does so all the time."""
+        config, client = self.request["TensorBoardOutputConfig"], self.aws.client("s3", environment=self.role)
+        prefix = f"{key_of(config['S3OutputPath'])}/{self.request['TrainingJobName']}/tensorboard-output"
+        for host in self.hosts:
+            folder = host.base_dir / config["LocalPath"].removeprefix("/opt/ml/")
+            for path in filter(Path.is_file, folder.rglob("*")):
+                client.upload_file(str(path), BUCKET, f"{prefix}/{path.relative_to(folder)}")
+
     def put_results(self) -> str:
         """Puts what the hosts have left, their logs too, where SageMaker does; the key of the model."""
+        if "TensorBoardOutputConfig" in self.request:
+            self.put_tensorboard_log()
         job_name = self.request["TrainingJobName"]
         output = f"{key_of(self.request['OutputDataConfig']['S3OutputPath'])}/{job_name}/output"
         for name, source in ("model", self.hosts[0].model_dir), ("output", self.hosts[0].output_dir / "data"):
