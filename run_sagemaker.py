@@ -1,6 +1,8 @@
 """Trains with SageMaker's Python SDK: app/train.py, in containers of one image, on this machine or in the cloud.
 
 In one container, on all GPUs:  python run_sagemaker.py
+In four, on the CPU:            python run_sagemaker.py --instance_type=local --instance_count=4 \\
+                                    --hyperparams trainer.accelerator=cpu trainer.devices=1
 On two cloud instances:         python run_sagemaker.py --instance_type=ml.g4dn.12xlarge --instance_count=2 \\
                                     --image_uri=$(docker/image-uri.sh) --role=ARN --input_path=S3 --output_path=S3
 """
@@ -16,8 +18,8 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from launcher.account import check_account, find_session
-from launcher.checks import check_options, end_check, start_check
+from launcher.account import find_session
+from launcher.checks import check_options, check_request, end_check, start_check
 from launcher.command_line import SWITCH, Parser, channel, errors_in_one_line, item, stop_at_signals, yaml_item
 from launcher.local_mode import check_machine, git_commit
 
@@ -87,8 +89,10 @@ def launch(options: Namespace) -> None:
     if options.attach or options.stop:
         return come_back(options)
     check_options(options)
-    if not options.dry_run:
-        check_machine(options) if options.is_local else check_account(options)
+    if options.is_local and not options.dry_run:
+        check_machine(options)
+    elif not options.dry_run:  # there must be credentials before anything is uploaded
+        find_session(options).client("sts").get_caller_identity()
     check = start_check(options.hyperparams, options.channels, APP_DIR)
     with tempfile.TemporaryDirectory(prefix="sagemaker-", ignore_cleanup_errors=True) as container_root:
         estimator = make_estimator(options, str(Path(container_root).resolve()))
@@ -162,7 +166,10 @@ def metric_regex(name: str) -> str:
 def preview(estimator: Any, options: Namespace) -> None:
     from launcher.sagemaker_sdk import preview_request
 
-    print(json.dumps(preview_request(estimator, inputs(options), options.job_name), indent=2))
+    request = preview_request(estimator, inputs(options), options.job_name)
+    if not options.is_local:
+        check_request(request)
+    print(json.dumps(request, indent=2))
     words = [word for name, value in sorted(options.hyperparams.items()) for word in (f"--{name}", value)]
     print(f"\nEach container runs:\npython -- train.py {shlex.join(words)}")
 

@@ -1,9 +1,5 @@
-"""The fast recipe: a small network for images of 32 by 32 pixels, and what makes it good within minutes.
-
-Whitening, network, Muon and the views of a test image are those of airbench94 (Jordan 2024, arXiv 2404.00498, and
-https://github.com/KellerJordan/cifar10-airbench), at half its width; images that grow during training (Touvron et al.
-2019, arXiv 1906.06423, for another purpose) are worth most where arithmetic is scarce, as on a CPU.
-"""
+"""The fast recipe: airbench94 (Jordan 2024, arXiv 2404.00498, and https://github.com/KellerJordan/cifar10-airbench) at
+half its width, with cutout, and with images that grow during training (Touvron et al. 2019, arXiv 1906.06423)."""
 
 from collections.abc import Callable
 from typing import Any

@@ -14,10 +14,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment, TorchEla
 
 
 class SageMakerEnvironment(LightningEnvironment):
-    """The hosts of a SageMaker job, one container each, in which Lightning starts a process per GPU.
-
-    Raises TimeoutError if the name of a host still cannot be resolved after `timeout` seconds.
-    """
+    """The hosts of a SageMaker job, one container each. TimeoutError if one has not come up after `timeout` seconds."""
 
     def __init__(self, timeout: float = 300.0):
         super().__init__()

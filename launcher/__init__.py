@@ -1,1 +1,1 @@
-"""The machinery of run_sagemaker.py, which imports it; nothing here knows app/."""
+# The machinery of run_sagemaker.py, which imports it; nothing here knows app/.

@@ -36,11 +36,18 @@ def check_cloud_options(options: Any) -> None:
     refuse_if(not kind.startswith("ml."), f"--instance_type={kind}: must be local, local_gpu or SageMaker's, ml.…")
     is_arn = (options.role or "").startswith("arn:")  # the SDK would ask AWS for the ARN of a name
     refuse_if(not is_arn, f"--role={options.role}: must be the ARN of SageMaker's execution role, as README.md says")
-    folders = [("--input_path", path) for path in options.channels.values()]
-    folders += [("--output_path", options.output_path), ("--checkpoint_path", options.checkpoint_path)]
-    for name, path in folders:
-        is_missing = path is not None and not path.startswith("s3://")
-        refuse_if(is_missing, f"{name}={path}: must be in S3, such as s3://my-bucket/folder")
+    for path in [*options.channels.values(), options.output_path, options.checkpoint_path or "s3://"]:
+        refuse_if(not path.startswith("s3://"), f"{path} must be in S3 for a job in the cloud: s3://my-bucket/folder")
+
+
+def check_request(request: dict[str, Any]) -> None:
+    """Raises ValueError for what does not fit botocore's model of CreateTrainingJob."""
+    from botocore.session import get_session
+    from botocore.validate import ParamValidator
+
+    shape = get_session().get_service_model("sagemaker").operation_model("CreateTrainingJob").input_shape
+    report = ParamValidator().validate(request, shape).generate_report()
+    refuse_if(report, report)
 
 
 def start_check(hyperparams: dict[str, str], channels: Iterable[str], app_dir: Path) -> subprocess.Popen:
@@ -53,6 +60,8 @@ def start_check(hyperparams: dict[str, str], channels: Iterable[str], app_dir: P
 
 
 def end_check(check: subprocess.Popen) -> None:
-    """Raises ValueError with the message of train.py if it does not take the options."""
+    """Repeats what train.py says; raises ValueError with its message if it does not take the options."""
     lines = check.communicate()[1].strip().splitlines()
     refuse_if(check.returncode, f"--hyperparams: {''.join(lines[-1:]).removeprefix('train.py: error: ')}")
+    for line in dict.fromkeys(line for line in lines if line.startswith("train.py: warning: ")):
+        print(line, file=sys.stderr)

@@ -53,5 +53,5 @@ def find_failure(containers: list[str]) -> str:
     if not failures:
         return ""
     _, code, name = min(failures)
-    log = output_of("docker", "logs", "--tail", "10", name).stdout
-    return f"container {name} failed with exit code {code}; its last lines:\n{log}"
+    last_lines = output_of("docker", "logs", "--tail", "10", name).stdout
+    return f"container {name} failed with exit code {code}; its last lines:\n{last_lines}"

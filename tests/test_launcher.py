@@ -189,6 +189,13 @@ def test_much_on_stderr_does_not_stop_train_py(tmp_path):
     end_check(start_check({}, [], train_py(tmp_path, "import sys\nprint('x' * 10**6, file=sys.stderr)\n")))
 
 
+def test_the_warnings_of_train_py_are_repeated_once(tmp_path, capsys):
+    text = "import sys\nfor line in ['train.py: warning: no data_dir'] * 2 + ['something else']:\n"
+    text += "    print(line, file=sys.stderr)\n"
+    end_check(start_check({}, [], train_py(tmp_path, text)))
+    assert capsys.readouterr().err == "train.py: warning: no data_dir\n"
+
+
 def test_an_error_of_python_itself_is_one_line_too(tmp_path):
     with pytest.raises(ValueError, match=r"--hyperparams: .*ZeroDivisionError"):
         end_check(start_check({}, [], train_py(tmp_path, "1 / 0\n")))

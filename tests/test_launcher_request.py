@@ -16,6 +16,7 @@ from botocore.validate import ParamValidator
 from programs import ROOT
 from sagemaker import Session
 
+from launcher.checks import check_request
 from launcher.command_line import errors_in_one_line
 from launcher.local_mode import git_commit
 from launcher.sagemaker_sdk import make_session, preview_request
@@ -259,3 +260,24 @@ def test_several_channels_and_fast_file_work_on_this_machine_too(tmp_path: Path)
     sources = {item["ChannelName"]: item["DataSource"] for item in request["InputDataConfig"]}
     assert sources["train"]["FileDataSource"]["FileUri"] == f"file://{tmp_path}"
     assert sources["val"]["S3DataSource"]["S3Uri"] == "s3://my-bucket/val/"
+
+
+@pytest.mark.parametrize(
+    "args, line",
+    [
+        (
+            "--max_run=0",
+            "Invalid value for parameter StoppingCondition.MaxRuntimeInSeconds, value: 0, valid min value: ",
+        ),
+        (
+            "--max_retry=0",
+            "Invalid value for parameter RetryStrategy.MaximumRetryAttempts, value: 0, valid min value: 1",
+        ),
+        ("--estimator volume_size=big", r"(?s).*Invalid type for parameter ResourceConfig.VolumeSizeInGB, value: big"),
+        ("--estimator 'tags=[{Kye: a, Value: b}]'", r"(?s)Missing required .*Unknown parameter in Tags\[0\]: .Kye."),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_what_sagemaker_would_not_take_is_named_in_a_dry_run(args, line):
+    with pytest.raises(ValueError, match=line):
+        check_request(preview(*CLOUD, *shlex.split(args)))

@@ -4,7 +4,6 @@ import logging
 import os
 import pydoc
 import re
-import shutil
 import sys
 import warnings
 from datetime import timedelta
@@ -153,10 +152,9 @@ class CLI(LightningCLI):
 
     def places(self) -> dict[str, str]:
         """Where the run's files are, and how to look at its curves."""
-        tensorboard = shutil.which("tensorboard") or Path(sys.executable).with_name("tensorboard")
-        command = f"{tensorboard} --logdir {self.config.logger.save_dir}"
-        folders = [f"{logger.log_dir}, which this command shows:\n{command}" for logger in self.trainer.loggers]
-        return {"checkpoints": self.best.folder, "TensorBoard logs": "\n".join(folders)}
+        folders = [f"{logger.log_dir}, which this command shows:" for logger in self.trainer.loggers]
+        logs = "\n".join([*folders, f"tensorboard --logdir {self.config.logger.save_dir}"])
+        return {"checkpoints": self.best.folder, "TensorBoard logs": logs}
 
     def end(self) -> None:
         """Ends a run of which nothing is left to do; its last checkpoint says so."""

@@ -19,10 +19,7 @@ from runtime.errors import AgreedEnd
 
 
 class Resume(Checkpoint):
-    """Saves what a run needs to go on, and goes on from there: after a step, an epoch, or the end of the run.
-
-    Lightning calls it after all other callbacks. Only rank 0 reads and writes.
-    """
+    """Saves what a run needs to go on, after a step, an epoch, or all, and goes on from there. Rank 0 has the files."""
 
     def __init__(self, best: BestNetwork, files: CheckpointFiles, timeout: float, options: dict[str, Any]):
         self.best, self.files, self.options = best, files, options

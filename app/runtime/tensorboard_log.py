@@ -10,12 +10,7 @@ from runtime.private_lightning import continue_version
 
 
 class TensorBoardLog(TensorBoardLogger):
-    """A TensorBoardLogger whose log checkpoints carry, because a killed host may not have written all of it.
-
-    Args:
-        save_dir: Folder of the logs of all runs.
-        **kwargs: As for TensorBoardLogger.
-    """
+    """A TensorBoardLogger whose log checkpoints carry, because a killed host may not have written all of it."""
 
     def __init__(self, save_dir: str, **kwargs: Any):
         check_writable(save_dir)
