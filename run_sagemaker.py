@@ -34,7 +34,7 @@ DEFAULT_HYPERPARAMS = {
 }
 METRICS = ["train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "images_per_second"]
 APP_DIR = Path(__file__).resolve().parent / "app"
-LOG_DIR = "/opt/ml/output/tensorboard"  # in the container, from where SageMaker can copy the log to S3
+LOG_DIR = "/opt/ml/output/tensorboard"  # from where SageMaker copies the log to S3 if it is not told another folder
 
 
 def read_options(args: list[str] | None = None) -> Namespace:
@@ -117,7 +117,7 @@ def make_estimator(options: Namespace, container_root: str) -> Any:
     from launcher.sagemaker_sdk import PyTorch, TensorBoardOutputConfig, make_session  # takes seconds to import
 
     in_s3 = "://" in (options.checkpoint_path or "").removeprefix("file://")
-    log_config = TensorBoardOutputConfig(as_uri(options.log_uri), LOG_DIR) if options.log_uri else None
+    log_config = TensorBoardOutputConfig(as_uri(options.log_uri)) if options.log_uri else None
     arguments = {
         "entry_point": "train.py",
         "source_dir": str(APP_DIR),

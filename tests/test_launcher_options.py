@@ -131,7 +131,7 @@ def test_an_option_that_does_not_fit_this_machine_ends_in_one_line(capsys, args,
         ("--input_path=S3://Bucket/x", "S3://Bucket/x must be in S3"),
         ("--output_path=s3:/my-bucket", "s3:/my-bucket must be in S3"),
         ("--output_path=output", "output must be in S3"),
-        ("--output_path=", " must be in S3"),
+        ("--output_path=", "must be in S3"),
         ("--checkpoint_path=checkpoints", "checkpoints must be in S3"),
     ],
 )

@@ -209,7 +209,7 @@ def test_an_argument_that_the_estimator_does_not_know_is_refused():
 
 def test_sagemaker_copies_a_log_for_s3_from_the_container():
     request = request_of("--hyperparams", "logger.save_dir=s3://my-bucket/tensorboard/")
-    assert request["TensorBoardOutputConfig"] == {"S3OutputPath": "s3://my-bucket/tensorboard", "LocalPath": LOG_DIR}
+    assert request["TensorBoardOutputConfig"] == {"S3OutputPath": "s3://my-bucket/tensorboard"}
     assert request["HyperParameters"]["logger.save_dir"] == f'"{LOG_DIR}"'
 
 

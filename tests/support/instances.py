@@ -81,7 +81,7 @@ class Instances:
         config, client = self.request["TensorBoardOutputConfig"], self.aws.client("s3", environment=self.role)
         prefix = f"{key_of(config['S3OutputPath'])}/{self.request['TrainingJobName']}/tensorboard-output"
         for host in self.hosts:
-            folder = host.base_dir / config["LocalPath"].removeprefix("/opt/ml/")
+            folder = host.base_dir / "output/tensorboard"  # of /opt/ml, unless the request has a LocalPath
             for path in filter(Path.is_file, folder.rglob("*")):
                 client.upload_file(str(path), BUCKET, f"{prefix}/{path.relative_to(folder)}")
 
@@ -95,12 +95,6 @@ class Instances:
             with tarfile.open(self.folder / f"{name}.tar.gz", "w:gz") as tar:
                 tar.add(source, arcname=".")
             self.aws.client("s3").upload_file(str(self.folder / f"{name}.tar.gz"), BUCKET, f"{output}/{name}.tar.gz")
-        if "TensorBoardOutputConfig" in self.request:
-            config = self.request["TensorBoardOutputConfig"]
-            folder = self.hosts[0].base_dir / config["LocalPath"].removeprefix("/opt/ml/")
-            for path in filter(Path.is_file, folder.rglob("*")):
-                key = f"{key_of(config['S3OutputPath'])}/{job_name}/tensorboard-output/{path.relative_to(folder)}"
-                self.aws.client("s3").upload_file(str(path), BUCKET, key)
         for number, host in enumerate(self.hosts, 1):
             self.aws.log(job_name, f"algo-{number}", host.log.splitlines())
         status = "Failed" if any(host.wait() for host in self.hosts) else "Completed"
