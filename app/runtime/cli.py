@@ -189,9 +189,12 @@ def precision_here(precision: Any, accelerator: str) -> Any:
 
 
 def check_devices(accelerator: str, devices: Any) -> None:
-    """Raises ValueError for a GPU that is not there."""
+    """Raises ValueError for a GPU that is not there, and for more processes on the CPU than it has cores."""
     has_gpu = accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
     if not has_gpu and (accelerator in ("gpu", "cuda") or str(devices) == "-1"):
         line = f"needs a GPU, and torch {torch.__version__}, made for CUDA {torch.version.cuda}, finds none"
         advice = "train on the CPU with --trainer.accelerator=cpu --trainer.devices=1"
         raise ValueError(f"--trainer.accelerator={accelerator} --trainer.devices={devices}: {line}; {advice}")
+    # Each is a process, and 300 of them have taken all memory of a machine.
+    if not has_gpu and str(devices) not in ["auto", *map(str, range(1, os.cpu_count() + 1))]:
+        raise ValueError(f"--trainer.devices={devices}: on the CPU it is a number of processes, 1 to {os.cpu_count()}")

@@ -25,8 +25,8 @@ class Parser(LightningArgumentParser):
                 action._typehint = int | action._typehint
 
 
+# One line that names the option, the value, and what is allowed, from the many of jsonargparse.
 def explain(message: str, options: list[str]) -> str:
-    """One line that names the option, the value, and what is allowed, from the many of jsonargparse."""
     if typo := re.search(r"(?:arguments: (?:--)?|ption ')([^\s=']+)", message):
         names = {name.split(".")[-1]: name for name in options} | {name: name for name in options}
         option, similar = in_full(typo[1]), difflib.get_close_matches(typo[1], names, 1)
@@ -43,7 +43,7 @@ def explain(message: str, options: list[str]) -> str:
     return message + (f" (in {' or '.join(files)})" if files else "")
 
 
+# The option as it is on the command line: a parser of a class knows only the end of its name.
 def in_full(name: str) -> str:
-    """The option as it is on the command line: a parser of a class knows only the end of its name."""
     given = [word.partition("=")[0] for word in sys.argv]
     return next((word for word in given if word.endswith(f".{name}") or word in (name, f"--{name}")), f"--{name}")
