@@ -113,7 +113,7 @@ def running(command: str, folder: Path) -> Iterator[subprocess.Popen]:
         if not (folder / name).is_symlink():
             (folder / name).symlink_to(ROOT / name)
     environment = os.environ | {
-        "PYTHONPATH": "examples/synthetic",
+        "PYTHONPATH": f"examples/synthetic:{os.environ.get('PYTHONPATH', '')}",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     words = shlex.split(command)

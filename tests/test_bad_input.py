@@ -36,7 +36,7 @@ def error_line(*options: str, cwd: Path, run: Callable = run_train_warm, **kwarg
         (["--optimizer.lrr=3"], ["no option --optimizer.lrr; did you mean --optimizer.lr?"]),
         (["--nothing.like.it=3"], ["no option --nothing.like.it", "--help"]),
         (["fit"], ["no option fit"]),
-        (["--trainer.max_epochs=many"], ["--trainer.max_epochs=many", "int or NoneType"]),
+        (["--trainer.max_epochs=many"], ["--trainer.max_epochs=many", "int or null"]),
         (["--data.batch_size=1.5"], ["--data.batch_size: ", "int", "1.5"]),
         (["--data.verify=perhaps"], ["--data.verify=perhaps", "bool"]),
         (["--optimizer.lr=fast"], ["--optimizer.lr=fast", "float"]),

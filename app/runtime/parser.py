@@ -37,7 +37,7 @@ def explain(message: str, options: list[str]) -> str:
     kinds = re.findall(r"Expected a (?:<class '(?:\w+\.)*(\w+)|typing.Literal\[(.*?)\]|dot (import path))", message)
     if given := re.search(r"(?:Given|Got) value: (.*)", message):
         problem = re.search(r"^ {4}- (?!Expected a)(?:Problem with .*\s+)?(.+)", message, re.MULTILINE)
-        reason = problem[1] if problem else f"it must be {' or '.join(map(''.join, kinds))}"
+        reason = problem[1] if problem else f"it must be {' or '.join(map(''.join, kinds)).replace('NoneType', 'null')}"
         return f"{message.partition(':')[0]}={given[1]} is not valid: {reason}"
     files = re.findall(r"--config[ =](\S+)", " ".join(sys.argv))
     return message + (f" (in {' or '.join(files)})" if files else "")
