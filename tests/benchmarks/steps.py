@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from fast import FastNet
+from fast import FastNet, squares
 from measuring import DEVICES, ROOT, SKIPPED, Clock, Images, Result, in_turns, seconds_per_step
 from our_trainer import Linear, back_to_normal, time_ours
 from pytorch_lightning import Trainer
@@ -98,6 +98,7 @@ def time_loop(task: Task, device: str) -> list[float]:
     for step, indices in enumerate(islice(module.train_dataloader(), num_steps)):
         images, labels = module.batch("train", indices.to(target))
         if schedule:
+            images = images.masked_fill(squares(images, model.cutout), 0)
             size = model.sizes[(step >= 0.45 * num_steps) + (step >= 0.75 * num_steps)]
             if size != images.shape[-1]:
                 images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
