@@ -25,6 +25,7 @@ class CIFAR10DataModule(LightningDataModule):
         batch_size: Images per process and step, from 1. The global batch is this times the number of processes.
         val_split: Number of training images held out for validation, from 0 to 49,999.
         augment: Crop training images at random from a black frame, and mirror half of them.
+        alternate_flips: Mirror each image in every other epoch, not at random (Jordan 2024, arXiv 2404.00498).
         padding: Width of that frame in pixels; 4 in He et al. 2015, section 4.2, and less for short trainings.
         seed: Seed of the validation split and of each epoch's order, crops and mirrorings, from 0.
         verify: Accept only files with CIFAR-10's official MD5 checksums. Others could run code: they are pickles.
@@ -46,13 +47,14 @@ class CIFAR10DataModule(LightningDataModule):
         val_split: NonNegativeInt = 10000,
         augment: bool = True,
         padding: NonNegativeInt = 4,
+        alternate_flips: bool = False,
         seed: NonNegativeInt = 0,
         verify: bool = True,
         url: str = URL,
     ):
         super().__init__()
         self.data_dir, self.batch_size, self.val_split = Path(data_dir), batch_size, val_split
-        self.augment, self.padding, self.seed = augment, padding, seed
+        self.augment, self.padding, self.alternate_flips, self.seed = augment, padding, alternate_flips, seed
         self.verify, self.url, self._drawn_epoch = verify, url, None
         self.num_samples: dict[str, int] = {}
         self._tensors: dict[str, Tensor] = {}
@@ -110,6 +112,9 @@ class CIFAR10DataModule(LightningDataModule):
             if epoch != self._drawn_epoch:  # for every sample, whichever rank and batch it will be in
                 numbers, num_places = generator(self.seed, AUGMENTATION, epoch), 2 * self.padding + 1
                 drawn = [torch.randint(num, labels.shape, generator=numbers) for num in (2, num_places, num_places)]
+                if self.alternate_flips:
+                    first = torch.randint(2, labels.shape, generator=generator(self.seed, AUGMENTATION))
+                    drawn[0] = (first + epoch) % 2
                 self._tensors["drawn"], self._drawn_epoch = torch.stack(drawn).to(indices.device), epoch
             mirror, top, left = self._tensors["drawn"][:, indices]
             height, width = (length - 2 * self.padding for length in images.shape[-2:])

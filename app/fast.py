@@ -1,12 +1,12 @@
 """The fast recipe: airbench94 (Jordan 2024, arXiv 2404.00498, and https://github.com/KellerJordan/cifar10-airbench) at
-half its width, with cutout, and with images that grow during training (Touvron et al. 2019, arXiv 1906.06423)."""
+half its width, with images that grow during training (Touvron et al. 2019, arXiv 1906.06423, for another purpose)."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from resnet import Classifier
 from torch import Tensor, nn
 
@@ -22,7 +22,6 @@ class FastNet(Classifier):
         sizes: Pixels of the images of the first 45 % of all steps, of the next 30 %, and of the last 25 %.
         lr: Learning rate of the filters in the first step, from which it falls to 0 along a line.
         label_smoothing: How much of the probability of the label is spread over all classes (Szegedy et al. 2016).
-        cutout: Pixels of the side of a square that each training image lacks (DeVries and Taylor 2017); 0 for none.
         whiten: Start with filters that make the pixels of a patch uncorrelated, and do not train them.
         orthogonal: Make updates of filters orthogonal, as Muon does.
         views: Answer, outside of training, with the mean over an image, moved ones, and their mirror images.
@@ -34,21 +33,17 @@ class FastNet(Classifier):
         sizes: tuple[PositiveInt, PositiveInt, PositiveInt] = (20, 26, 32),
         lr: PositiveFloat = 0.12,
         label_smoothing: float = 0.2,
-        cutout: NonNegativeInt = 8,
         whiten: bool = True,
         orthogonal: bool = True,
         views: bool = True,
         num_classes: int = 10,
     ):
         num_patches = 2 * 3 * PATCH**2
-        stem = nn.Conv2d(3, num_patches, PATCH, bias=False)
+        stem = nn.Conv2d(3, num_patches, PATCH)
         pairs = [pair(*channels) for channels in zip((num_patches, *widths), widths, strict=False)]
-        last = nn.Linear(widths[-1], num_classes, bias=False)
-        nn.init.normal_(last.weight, std=1 / widths[-1])
-        network = nn.Sequential(stem, nn.SiLU(), *pairs, nn.AdaptiveMaxPool2d(1), nn.Flatten(), last)
+        network = nn.Sequential(stem, nn.GELU(), *pairs, Head(widths[-1], num_classes))
         super().__init__(network.to(memory_format=torch.channels_last), label_smoothing)
-        self.sizes, self.lr, self.cutout = sizes, lr, cutout
-        self.whiten, self.orthogonal, self.views = whiten, orthogonal, views
+        self.sizes, self.lr, self.whiten, self.orthogonal, self.views = sizes, lr, whiten, orthogonal, views
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.whiten:
@@ -68,7 +63,6 @@ class FastNet(Classifier):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        images = images.masked_fill(squares(images, self.cutout), 0)
         progress = self.global_step / self.num_steps
         size = self.sizes[(progress >= 0.45) + (progress >= 0.75)]
         if size != images.shape[-1]:
@@ -77,8 +71,7 @@ class FastNet(Classifier):
 
     def configure_optimizers(self) -> dict[str, Any]:
         weights = [weight for weight in self.network.parameters() if weight.requires_grad]
-        # Learning rates of biases and of the last layer, for each image of a batch.
-        others = {1: 0.053, 2: 0.67 / self.network[-1].in_features ** 2}
+        others = {1: 0.053, 2: 0.67}  # learning rates of biases and of the last layer, for each image of a batch
         size = self.trainer.datamodule.batch_size * self.trainer.world_size
         groups = [{"params": [weight for weight in weights if weight.ndim == 4], "momentum": 0.6, "lr": self.lr}]
         for ndim, lr in others.items():
@@ -90,18 +83,21 @@ class FastNet(Classifier):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def squares(images: Tensor, size: int) -> Tensor:
-    """Where a square of each of images [B, C, S, S] is, anywhere, cut off at the borders: [B, 1, S, S]."""
-    length, device = images.shape[-1], images.device
-    centers = torch.randint(length, (2, len(images), 1), device=device)
-    rows, columns = (torch.arange(length, device=device) - centers).abs() * 2 < size
-    return rows[:, None, :, None] & columns[:, None, None, :]
+class Head(nn.Linear):
+    """The classes' scores [B, num_classes] of the largest value of each channel."""
+
+    def __init__(self, num_channels: int, num_classes: int):
+        super().__init__(num_channels, num_classes, bias=False)
+        nn.init.normal_(self.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.amax((2, 3))) / self.in_features
 
 
 def pair(num_in: int, num_out: int) -> nn.Sequential:
     return nn.Sequential(
-        *(convolution(num_in, num_out), nn.MaxPool2d(2), norm(num_out), nn.SiLU()),
-        *(convolution(num_out, num_out), norm(num_out), nn.SiLU()),
+        *(convolution(num_in, num_out), nn.MaxPool2d(2), norm(num_out), nn.GELU()),
+        *(convolution(num_out, num_out), norm(num_out), nn.GELU()),
     )
 
 

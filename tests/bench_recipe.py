@@ -22,7 +22,7 @@ PARTS = {
     "orthogonal updates": ["--model.orthogonal=false"],
     "whitening": ["--model.whiten=false"],
     "label smoothing": ["--model.label_smoothing=0"],
-    "cutout": ["--model.cutout=0"],
+    "alternate flips, for random ones": ["--data.alternate_flips=false"],
     "views at test time": ["--model.views=false"],
     "bf16, for 32 bits": ["--trainer.precision=32-true"],
 }

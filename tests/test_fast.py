@@ -10,6 +10,7 @@ from interrupted import differences, interrupt, train
 from programs import ROOT
 from results import epoch_lines
 from runtime.cli import precision_here
+from synthetic import SyntheticCIFAR10DataModule
 
 RECIPE = (
     "--config",
@@ -73,6 +74,18 @@ def test_the_answer_of_a_test_is_the_mean_over_views_that_differ_by_a_pixel_and_
     expected = torch.stack([alone(each) for view in views for each in (view, view.flip(-1))]).mean(dim=0)
     torch.testing.assert_close(network(images), expected, atol=1e-6, rtol=0)
     assert not torch.allclose(network(images), alone(images), atol=1e-6)
+
+
+def test_alternate_flips_mirror_each_image_in_every_other_epoch():
+    options = {"num_train_images": 100, "num_test_images": 10, "val_split": 0, "padding": 0, "alternate_flips": True}
+    module, everything = SyntheticCIFAR10DataModule(**options), torch.arange(100)
+    module.setup()
+    first, second, third = (module.batch("train", everything, epoch)[0] for epoch in range(3))
+    assert torch.equal(first.flip(-1), second) and torch.equal(first, third)
+    plain = SyntheticCIFAR10DataModule(**options | {"augment": False})
+    plain.setup()
+    is_mirrored = (first != plain.batch("train", everything)[0]).flatten(1).any(dim=1)
+    assert 30 < is_mirrored.sum() < 70
 
 
 def test_bfloat16_is_replaced_only_where_the_hardware_has_none(capsys):
