@@ -57,7 +57,7 @@ def read_options(args: list[str] | None = None) -> Namespace:
     option("--spot_instances", **SWITCH, default=False, help="Use spare instances; say a --checkpoint_path too.")
     option("--max_wait", type=int, help="Seconds for waiting and training on spot instances; max_run if not said.")
     option("--max_retry", type=int, help="How often SageMaker repeats a job after an error of its own, from 1 to 30.")
-    option("--estimator", **items | {"type": yaml_item}, help="Other arguments of SageMaker's Estimator, as YAML.")
+    option("--estimator", **items | {"type": yaml_item}, help="The SDK's other arguments, as YAML: volume_size=100.")
     option("--region", help="Region of all this, if not that of AWS_REGION, AWS_DEFAULT_REGION or your profile.")
     option("--profile", help="Profile of your AWS configuration, if not that of AWS_PROFILE.")
     option("--attach", metavar="JOB", help="Show the log of a job from its start, and end as if it was started here.")
@@ -136,7 +136,8 @@ def make_estimator(options: Namespace, container_root: str) -> Any:
         "max_retry_attempts": options.max_retry,
         "tensorboard_output_config": log_config,
         "sagemaker_session": make_session(find_session(options), container_root if options.is_local else ""),
-        "code_location": None if options.is_local else as_uri(options.output_path),
+        # A folder of its own for each launch: before SageMaker can refuse a taken name, the code is there.
+        "code_location": None if options.is_local else f"{as_uri(options.output_path)}/{Path(container_root).name}",
         "container_log_level": logging.WARNING,
         "debugger_hook_config": False,
         "disable_profiler": True,

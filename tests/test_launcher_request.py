@@ -207,6 +207,13 @@ def test_an_argument_that_the_estimator_does_not_know_is_refused():
         request_of("--estimator", "volume_size=9", "security_groups=[sg-1]")
 
 
+def test_a_launch_under_the_name_of_another_job_does_not_write_over_its_code():
+    # SageMaker refuses the name, but only after the code is in S3, from where a restart of the other job gets its own.
+    jobs = [preview(*CLOUD, "--job_name=my-job", container_root=folder) for folder in ("/tmp/one", "/tmp/two")]
+    first, second = (json.loads(job["HyperParameters"]["sagemaker_submit_directory"]) for job in jobs)
+    assert first.startswith("s3://my-bucket/output/") and first != second
+
+
 def test_sagemaker_copies_a_log_for_s3_from_the_container():
     request = request_of("--hyperparams", "logger.save_dir=s3://my-bucket/tensorboard/")
     assert request["TensorBoardOutputConfig"] == {"S3OutputPath": "s3://my-bucket/tensorboard"}

@@ -154,7 +154,7 @@ class CLI(LightningCLI):
         """Where the run's files are, and how to look at its curves."""
         folders = [f"{logger.log_dir}, which this command shows:" for logger in self.trainer.loggers]
         logs = "\n".join([*folders, f"tensorboard --logdir {self.config.logger.save_dir}"])
-        return {"checkpoints": self.best.folder, "TensorBoard logs": logs}
+        return {"checkpoints": self.best.folder} | ({"TensorBoard logs": logs} if folders else {})
 
     def end(self) -> None:
         """Ends a run of which nothing is left to do; its last checkpoint says so."""
