@@ -31,8 +31,10 @@ def main() -> None:
         metrics = logged_metrics(trainer)
     model_path = Path(cli.config.model_dir or cli.best.folder, "model.pt")
     if trainer.is_global_zero:
-        weights = getattr(model, "network", model).state_dict()
-        write_atomically(to_bytes({name: weight.cpu() for name, weight in weights.items()}), model_path)
+        weights = model.state_dict()
+        prefix = "network." if all(name.startswith("network.") for name in weights) else ""
+        weights = {name.removeprefix(prefix): weight.cpu() for name, weight in weights.items()}
+        write_atomically(to_bytes(weights), model_path)
         rows = {name: f"{value:.6g}" for name, value in metrics.items()}
         if accuracy := rows.pop("test_acc", None):
             rows = {"test accuracy": f"{float(accuracy):.1%} on {getattr(data, 'description', 'test data')}"} | rows

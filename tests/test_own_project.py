@@ -15,7 +15,7 @@ import yaml
 from glyph_data import GlyphDataModule
 from glyph_net import GlyphNet
 from interrupted import GLYPHS, differences, interrupt, train
-from projects import Manual, OneCycle, OnPlateau, Regression, ReturnsDict, ReturnsTensor
+from projects import Manual, NetworkAndHead, OneCycle, OnPlateau, Regression, ReturnsDict, ReturnsTensor
 from results import epoch_lines, last_checkpoint, samples, scalars
 
 PLAIN, STATEFUL = "--data=projects.PlainData", "--data=projects.StatefulData"
@@ -27,6 +27,7 @@ KINDS = {  # class, data module, what each epoch's line has, and the test if the
     "returns a dict": (ReturnsDict, "PlainData", {"train_loss", "val_loss", "val_acc"}, "test_loss"),
     "plateau": (OnPlateau, "PlainData", {"train_loss", "val_loss"}, "test_loss"),
     "schedule per step": (OneCycle, "PlainData", {"train_loss", "val_loss"}, "test_loss"),
+    "network and head": (NetworkAndHead, "CountedData", {"train_loss", "val_loss"}, "test_loss"),
     "regression": (Regression, "PlainData", {"train_mse", "val_mae"}, None),
     "two optimizers": (Manual, "BareData", {"generator_loss", "discriminator_loss"}, None),
     "data of unknown length": (ReturnsTensor, "StreamData", {"train_loss", "val_loss"}, "test_loss"),

@@ -88,7 +88,7 @@ class CLI(LightningCLI):
         model_class = pydoc.locate(first.model.class_path)
         self.data_class = pydoc.locate(first.data.class_path) if first.data else None  # the module may have the data
         defaults = sagemaker_defaults()
-        if hasattr(self.data_class, "num_classes"):
+        if isinstance(getattr(self.data_class, "num_classes", None), int):  # and no property
             defaults["model.num_classes"] = self.data_class.num_classes
         for name, value in defaults.items():
             group, _, argument = name.partition(".")

@@ -36,6 +36,14 @@ class PlainData(LightningDataModule):
         return DataLoader(points(30, 2), batch_size=self.batch_size)
 
 
+class CountedData(PlainData):
+    """Which tells its number of classes only when it is made."""
+
+    @property
+    def num_classes(self) -> int:
+        return 3
+
+
 class StatefulData(PlainData):
     """Whose loader can tell its position."""
 
@@ -102,6 +110,18 @@ class ReturnsTensor(LightningModule):
         loss = self.loss(batch)
         self.log("test_loss", loss, sync_dist=True)
         return loss
+
+
+class NetworkAndHead(ReturnsTensor):
+    """Whose `network` is only a part of it."""
+
+    def __init__(self, num_classes: int = 3):
+        super().__init__()
+        self.network = nn.Linear(8, 8)
+        self.head = nn.Linear(8, num_classes)
+
+    def loss(self, batch: Batch) -> Tensor:
+        return cross_entropy(self.head(self.network(batch[0])), batch[1])
 
 
 class ReturnsDict(ReturnsTensor):
