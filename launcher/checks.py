@@ -12,11 +12,7 @@ from launcher.command_line import refuse_if
 from launcher.local_mode import USE_CPU
 
 # What a container has in its environment.
-CONTAINER = {
-    "SM_HOSTS": '["algo-1"]',
-    "SM_MODEL_DIR": "/opt/ml/model",
-    "SM_OUTPUT_DATA_DIR": "/opt/ml/output/data",
-}
+CONTAINER = {"SM_HOSTS": '["algo-1"]', "SM_MODEL_DIR": "/opt/ml/model", "SM_OUTPUT_DATA_DIR": "/opt/ml/output/data"}
 
 
 def check_options(options: Any) -> None:
@@ -34,6 +30,8 @@ def check_options(options: Any) -> None:
 def check_cloud_options(options: Any) -> None:
     kind = options.instance_type
     refuse_if(not kind.startswith("ml."), f"--instance_type={kind}: must be local, local_gpu or SageMaker's, ml.…")
+    line = f"--image_uri={options.image_uri}: must be in ECR for a job in the cloud, as $(docker/image-uri.sh) is"
+    refuse_if("/" not in options.image_uri, line)
     is_arn = (options.role or "").startswith("arn:")  # the SDK would ask AWS for the ARN of a name
     refuse_if(not is_arn, f"--role={options.role}: must be the ARN of SageMaker's execution role, as README.md says")
     for path in [*options.channels.values(), options.output_path, options.checkpoint_path or "s3://"]:

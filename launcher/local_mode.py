@@ -41,7 +41,7 @@ def compose_command() -> list[str]:
 def git_commit(folder: Path) -> dict[str, str]:
     """The commit of the code as a variable of the job, if git knows one."""
     commit = output_of("git", "-C", str(folder), "rev-parse", "HEAD")
-    changes = output_of("git", "-C", str(folder), "status", "--porcelain").stdout
+    changes = output_of("git", "-C", str(folder), "status", "--porcelain", ".").stdout
     return {} if commit.returncode else {"GIT_COMMIT": commit.stdout.strip() + ("-dirty" if changes else "")}
 
 

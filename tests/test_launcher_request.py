@@ -118,14 +118,17 @@ def test_a_dry_run_says_the_most_that_a_job_can_take(capsys):
 def test_a_job_knows_the_commit_of_its_code_and_whether_that_was_all(tmp_path, monkeypatch):
     assert git_commit(tmp_path) == {}
     git(tmp_path, "init")
-    (tmp_path / "train.py").touch()
+    app_dir = tmp_path / "app"
+    app_dir.mkdir()
+    (app_dir / "train.py").touch()
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--message=all")
     commit = git(tmp_path, "rev-parse", "HEAD").strip()
-    assert git_commit(tmp_path) == {"GIT_COMMIT": commit}
-    (tmp_path / "new.py").touch()
-    assert git_commit(tmp_path) == {"GIT_COMMIT": f"{commit}-dirty"}
-    monkeypatch.setattr("run_sagemaker.git_commit", lambda folder: git_commit(tmp_path))
+    (tmp_path / "notes.txt").touch()  # of which SageMaker gets nothing
+    assert git_commit(app_dir) == {"GIT_COMMIT": commit}
+    (app_dir / "new.py").touch()
+    assert git_commit(app_dir) == {"GIT_COMMIT": f"{commit}-dirty"}
+    monkeypatch.setattr("run_sagemaker.git_commit", lambda folder: git_commit(app_dir))
     assert request_of()["Environment"] == {"GIT_COMMIT": f"{commit}-dirty"}
     monkeypatch.setenv("PATH", "")
     assert git_commit(tmp_path) == {}
