@@ -61,7 +61,7 @@ def learning_curves(results: dict[str, dict[str, Any]]) -> Picture:
         picture.line(places, colour, 2.5)
         for place in places:
             picture.dot(place, colour, 4)
-        previous = max(places[-1][1], previous + 50)  # labels keep their distance
+        previous = max(places[-1][1] + 12, previous + 50)  # labels keep their distance
         picture.text((places[-1][0] + 14, previous), label, colour, bold=True)
         picture.text((places[-1][0] + 14, previous + 21), f"{ends[name]:.1f} % of test images", colour)
     return picture

@@ -135,7 +135,7 @@ def hardware() -> str:
 
 
 RECORDINGS = {
-    "defaults": (learning_curve, "python app/train.py --data.batch_size=128 --data.val_split=5000"),
+    "defaults": (learning_curve, "python app/train.py"),
     "fast": (learning_curve, "python app/train.py --config app/fast.yaml --data.val_split=5000"),
     "interruption": (
         interruption,
