@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prints the URI of the image in ECR. Its tag is a checksum of the files that the image is built from, so that a tag
-# means one content for ever. IMAGE_TAG replaces it, for images built with arguments; REGISTRY replaces ECR's host.
+# Prints the URI of the image in ECR. Its tag is a checksum of the files that the image is built from.
+# IMAGE_TAG replaces it, for images built with arguments; REGISTRY replaces ECR's host.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/aws.sh

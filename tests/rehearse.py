@@ -51,7 +51,7 @@ LINES = re.compile(
     r"going on from|not used|starting anew|training in|the training loader|epoch=|test_\w+=|a peer was lost"
 )
 SAME = "the weights of both runs are the same, bit for bit"
-DIFFERENT = "the weights of the two runs differ: README.md says which loaders let a run go on bit for bit"
+DIFFERENT = "the weights of the two runs differ: docs/interruptions.md says which loaders let a run go on bit for bit"
 WIDTH = 110
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
