@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from programs import ENVIRONMENT, ROOT, SYNTHETIC, TINY, run_train, run_train_warm
+from programs import SYNTHETIC, TINY, run_train, run_train_warm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.io import ImageReadMode, decode_image
 from tutorial import block
 
 LOG = Path("logs/tensorboard/tutorial/version_0")
 WITH_PICTURES = (*TINY, *SYNTHETIC, block("pictures.TestPictures").split()[-1])
-WITH_EXAMPLE = ENVIRONMENT | {"PYTHONPATH": f"{ROOT}/examples/pictures:{ENVIRONMENT['PYTHONPATH']}"}
 
 
 def confusion_matrix(log_dir: Path) -> np.ndarray:
@@ -25,7 +24,7 @@ def confusion_matrix(log_dir: Path) -> np.ndarray:
 
 
 def test_the_confusion_matrix_has_every_test_image_and_agrees_with_the_test_accuracy(tmp_path):
-    output = run_train_warm(*WITH_PICTURES, cwd=tmp_path, env=WITH_EXAMPLE).stdout
+    output = run_train_warm(*WITH_PICTURES, cwd=tmp_path).stdout
     matrix = confusion_matrix(tmp_path / LOG)
     assert matrix.shape == (10, 10) and matrix.sum() == 101
     assert np.trace(matrix) / 101 == pytest.approx(float(re.search(r"test_acc=(\S+)", output)[1]), abs=1e-5)
@@ -33,7 +32,7 @@ def test_the_confusion_matrix_has_every_test_image_and_agrees_with_the_test_accu
 
 def test_the_picture_shows_the_first_images_with_right_ones_in_green_and_wrong_ones_in_red(tmp_path):
     options = ("--data.batch_size=3", "--trainer.callbacks.num_images=5")  # from two batches
-    run_train_warm(*WITH_PICTURES, *options, cwd=tmp_path, env=WITH_EXAMPLE)
+    run_train_warm(*WITH_PICTURES, *options, cwd=tmp_path)
     event = EventAccumulator(str(tmp_path / LOG)).Reload().Images("test_images")[-1]
     data = torch.frombuffer(bytearray(event.encoded_image_string), dtype=torch.uint8)
     corners = decode_image(data, ImageReadMode.RGB)[:, 2::130, 2::130].flatten(1).T.tolist()
@@ -43,5 +42,5 @@ def test_the_picture_shows_the_first_images_with_right_ones_in_green_and_wrong_o
 
 @pytest.mark.slow
 def test_two_processes_count_together(tmp_path):
-    run_train(*WITH_PICTURES, "--trainer.devices=2", cwd=tmp_path, env=WITH_EXAMPLE)
+    run_train(*WITH_PICTURES, "--trainer.devices=2", cwd=tmp_path)
     assert confusion_matrix(tmp_path / LOG).sum() == 101
