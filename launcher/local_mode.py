@@ -23,7 +23,7 @@ def check_machine(options: Any) -> None:
     refuse_if(not has_gpu, f"--instance_type={options.instance_type}: {line}")
     docker = output_of("docker", "version")
     reason = docker.stdout.strip().rpartition("\n")[2]
-    line = f"Docker is not running, or not for you: {reason}; see https://docs.docker.com/engine/install/"
+    line = f"Docker is not running, or denies you access: {reason}; see https://docs.docker.com/engine/install/"
     refuse_if(docker.returncode, line)
     compose_command()
     is_missing = "/" not in options.image_uri and output_of("docker", "image", "inspect", options.image_uri).returncode

@@ -311,7 +311,7 @@ def test_the_request_of_a_cloud_job_is_what_two_containers_need_to_train_one_mod
     "options, environment, line",
     [
         (["--image_uri=not-built"], {}, "--image_uri=not-built: not built yet; build it with ./docker/build-image.sh"),
-        ([], {"DOCKER_HOST": "tcp://127.0.0.1:1"}, "Docker is not running, or not for you: "),
+        ([], {"DOCKER_HOST": "tcp://127.0.0.1:1"}, "Docker is not running, or denies you access: "),
         ([], {"PATH": "docker-only", "DOCKER_CONFIG": "none"}, "there is no Docker Compose on this machine; "),
     ],
 )
