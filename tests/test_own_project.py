@@ -82,7 +82,7 @@ def test_any_kind_of_module_is_tested_if_it_can_be_and_exported(finished, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_line_says_that_optimizer_is_not_used_only_if_it_is_not(finished, kind):
     _, result = finished(kind)
-    has_its_own = KINDS[kind][0] not in (ReturnsTensor, ReturnsDict)
+    has_its_own = KINDS[kind][0] not in (ReturnsTensor, ReturnsDict, NetworkAndHead)
     assert result.stdout.count(OWN_OPTIMIZER) == has_its_own
 
 

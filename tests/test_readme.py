@@ -27,8 +27,11 @@ OTHERS = {
     "--repository-name",
     "--build-arg",
     "--num_seeds",
+    "--leave_out",
+    "--filter",
     "--model.lr",
     "--model.weights",
+    "--model.widths",
 }
 
 
