@@ -51,7 +51,8 @@ class TestPictures(Callback):
         darkest, brightest = pixels.aminmax()
         pixels = ((pixels - darkest) / (brightest - darkest) * 255).byte()
         frame = torch.tensor([[0, 0, SIDE - 1, SIDE - 1]])
-        return draw_bounding_boxes(pixels, frame, [text], "green" if is_right else "red", width=3)
+        look = {"colors": "green" if is_right else "red", "label_colors": "white", "fill_labels": True, "width": 3}
+        return draw_bounding_boxes(pixels, frame, [text], **look)
 
     def table(self, confusion: list[list[int]]) -> str:
         """The confusion matrix in Markdown: a row for each true class, a column for each predicted one."""
