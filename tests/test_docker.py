@@ -242,7 +242,7 @@ def test_a_stopped_launcher_removes_its_containers(project, signum):
     else:
         process.send_signal(signum)
     log, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signum
+    assert process.returncode == 128 + signum, log
     assert f"run_sagemaker.py: error: stopped by {signum.name}\n" in log
 
 
