@@ -89,17 +89,17 @@ class Containers(image._SageMakerContainer):
 
     def train(self, *args: Any) -> str:
         image._stream_output = self.stream_output  # the SDK's own loses the last lines
-        try:
-            return super().train(*args)
-        finally:
-            output_of(*compose_command(), "-f", f"{self.container_root}/{image.DOCKER_COMPOSE_FILENAME}", "down")
+        return super().train(*args)
 
     def stream_output(self, process: subprocess.Popen) -> None:
-        for line in process.stdout:
-            print(line.decode(errors="replace"), end="", flush=True)
-        if process.wait():
-            raise RuntimeError(find_failure(self.hosts) or "Docker Compose failed, as it says above")
-        self.succeeded = True
+        try:
+            for line in process.stdout:
+                print(line.decode(errors="replace"), end="", flush=True)
+            if process.wait():
+                raise RuntimeError(find_failure(self.hosts) or "Docker Compose failed, as it says above")
+            self.succeeded = True
+        finally:  # before the SDK deletes folders, into which containers that still run would write
+            output_of(*compose_command(), "-f", f"{self.container_root}/{image.DOCKER_COMPOSE_FILENAME}", "down")
 
     def retrieve_artifacts(self, *args: Any) -> str:
         # After a failure the SDK would overwrite the model of an earlier run with an empty one.
