@@ -156,7 +156,7 @@ def inputs(options: Namespace) -> dict[str, str]:
 
 def as_uri(path: str, end: str = "") -> str:
     """A folder as SageMaker takes it; `end="/"` for what it reads, or it would read `my-run2` along with `my-run`."""
-    return path.rstrip("/") + end if "://" in path else f"file://{Path(path).expanduser().absolute()}"
+    return path.rstrip("/") + end if "://" in path else f"file://{Path(path).absolute()}"
 
 
 def metric_regex(name: str) -> str:

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchvision.io import ImageReadMode, decode_image
 from tutorial import block
 
+GREEN, RED = (0, 128, 0), (255, 0, 0)
 LOG = Path("logs/tensorboard/tutorial/version_0")
 WITH_PICTURES = (*TINY, *SYNTHETIC, block("pictures.TestPictures").split()[-1])
 
@@ -23,21 +24,26 @@ def confusion_matrix(log_dir: Path) -> np.ndarray:
     return np.array([[int(number) for number in row.split("|")[2:-1]] for row in rows])
 
 
-def test_the_confusion_matrix_has_every_test_image_and_agrees_with_the_test_accuracy(tmp_path):
-    output = run_train_warm(*WITH_PICTURES, cwd=tmp_path).stdout
-    matrix = confusion_matrix(tmp_path / LOG)
-    assert matrix.shape == (10, 10) and matrix.sum() == 101
-    assert np.trace(matrix) / 101 == pytest.approx(float(re.search(r"test_acc=(\S+)", output)[1]), abs=1e-5)
-
-
-def test_the_picture_shows_the_first_images_with_right_ones_in_green_and_wrong_ones_in_red(tmp_path):
-    options = ("--data.batch_size=3", "--trainer.callbacks.num_images=5")  # from two batches
-    run_train_warm(*WITH_PICTURES, *options, cwd=tmp_path)
-    event = EventAccumulator(str(tmp_path / LOG)).Reload().Images("test_images")[-1]
+def colours(log_dir: Path) -> list[tuple[int, int, int]]:
+    """Of the frames of the images, 130 pixels apart; there is nothing but black where no image is."""
+    event = EventAccumulator(str(log_dir)).Reload().Images("test_images")[-1]
     data = torch.frombuffer(bytearray(event.encoded_image_string), dtype=torch.uint8)
     corners = decode_image(data, ImageReadMode.RGB)[:, 2::130, 2::130].flatten(1).T.tolist()
-    colours = [tuple(colour) for colour in corners if any(colour)]
-    assert len(colours) == 5 and set(colours) <= {(255, 0, 0), (0, 128, 0)}
+    return [tuple(corner) for corner in corners if any(corner)]
+
+
+def test_confusion_matrix_and_frames_of_all_test_images_agree_with_the_test_accuracy(tmp_path):
+    output = run_train_warm(*WITH_PICTURES, "--trainer.callbacks.num_images=101", cwd=tmp_path).stdout
+    matrix, frames = confusion_matrix(tmp_path / LOG), colours(tmp_path / LOG)
+    assert matrix.shape == (10, 10) and matrix.sum() == len(frames) == 101
+    assert np.trace(matrix) / 101 == pytest.approx(float(re.search(r"test_acc=(\S+)", output)[1]), abs=1e-5)
+    assert 0 < frames.count(GREEN) == np.trace(matrix) and frames.count(RED) == 101 - np.trace(matrix) > 0
+
+
+def test_so_many_images_are_shown_as_one_asks_for_from_several_batches(tmp_path):
+    options = ("--data.batch_size=3", "--trainer.callbacks.num_images=5")
+    run_train_warm(*WITH_PICTURES, *options, cwd=tmp_path)
+    assert len(colours(tmp_path / LOG)) == 5
 
 
 @pytest.mark.slow
