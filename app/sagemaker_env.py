@@ -1,6 +1,11 @@
-"""What SageMaker says in the environment of its containers: the hosts of a job for Lightning, its folders for train.py.
+"""SageMaker's training environment: the hosts of a job for Lightning, its folders, and its failure file.
 
-Without train.py: Trainer(plugins=[SageMakerEnvironment()] if SageMakerEnvironment.detect() else [], num_nodes=..., ...)
+This file needs only Lightning; copy it into other projects:
+
+    from sagemaker_env import SageMakerEnvironment
+
+    plugins = [SageMakerEnvironment()] if SageMakerEnvironment.detect() else []
+    trainer = Trainer(plugins=plugins, num_nodes=..., devices=...)
 """
 
 import contextlib
@@ -12,26 +17,37 @@ from pathlib import Path
 
 from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
+# Tags at the start of the failure file, which docker/entrypoint.py reads.
+PEER_LOST = "PeerLost"
+STOPPED = "Stopped"
+
 
 class SageMakerEnvironment(LightningEnvironment):
-    """The hosts of a SageMaker job, one container each. TimeoutError if one has not come up after `timeout` seconds."""
+    """The hosts of a SageMaker training job, one container each.
+
+    Args:
+        timeout: Seconds to wait for the names of all hosts to resolve.
+
+    Raises:
+        TimeoutError: If the name of a host does not resolve in that time.
+    """
 
     def __init__(self, timeout: float = 300.0):
         super().__init__()
-        self.hosts: list[str] = json.loads(os.environ["SM_HOSTS"])
+        self.hosts = hosts()
         if interface := os.environ.get("SM_NETWORK_INTERFACE_NAME"):
             os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         deadline = time.monotonic() + timeout
         for host in self.hosts:
-            while not can_resolve(host):  # DNS can take a while to know a host that has started
+            while not can_resolve(host):  # DNS can lag behind the start of a host
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"host {host} of {', '.join(self.hosts)} has not come up within {timeout:g} s")
+                    raise TimeoutError(f"host {host} of {', '.join(self.hosts)} did not start within {timeout:g} s")
                 time.sleep(1)
 
     @staticmethod
     def detect() -> bool:
-        return "SM_HOSTS" in os.environ and not TorchElasticEnvironment.detect()
+        return in_sagemaker() and not TorchElasticEnvironment.detect()
 
     @property
     def main_address(self) -> str:
@@ -39,7 +55,7 @@ class SageMakerEnvironment(LightningEnvironment):
 
     @property
     def main_port(self) -> int:
-        return int(os.environ.get("MASTER_PORT", 29500))  # Lightning's random one would differ from host to host
+        return int(os.environ.get("MASTER_PORT", 29500))  # Lightning's random port would differ from host to host
 
     def node_rank(self) -> int:
         return self.hosts.index(os.environ["SM_CURRENT_HOST"])
@@ -60,47 +76,42 @@ def in_sagemaker() -> bool:
     return "SM_HOSTS" in os.environ
 
 
-# A restart of a job has the same name.
+def hosts() -> list[str]:
+    """Returns the names of the hosts of the job, in the order of their node ranks."""
+    return json.loads(os.environ["SM_HOSTS"])
+
+
 def job_name() -> str | None:
+    """Returns the name of the job, which stays the same when SageMaker restarts it."""
     return os.environ.get("TRAINING_JOB_NAME")
 
 
+def channel_dir(name: str) -> str | None:
+    """Returns the folder of an input channel, if the job has it."""
+    return os.environ.get(f"SM_CHANNEL_{name.upper()}")
+
+
+def model_dir() -> str:
+    """Returns the folder that SageMaker uploads as model.tar.gz."""
+    return os.environ["SM_MODEL_DIR"]
+
+
+def output_dir() -> str:
+    """Returns the folder that SageMaker uploads as output.tar.gz."""
+    return os.environ["SM_OUTPUT_DATA_DIR"]
+
+
 def checkpoint_dir() -> str | None:
-    """The folder that survives the instances, as the output does not, if the job has a checkpoint path."""
+    """Returns the folder that SageMaker copies to S3 during the job, if the job has a checkpoint path."""
     config = Path(os.environ.get("SM_INPUT_CONFIG_DIR", ""), "checkpointconfig.json")
     if config.is_file():
         return json.loads(config.read_text())["LocalPath"]
-    path = Path(os.environ["SM_MODEL_DIR"]).with_name("checkpoints")  # in local mode, which has no such file
+    path = Path(model_dir()).with_name("checkpoints")  # in local mode, which has no such file
     return str(path) if path.is_dir() else None
 
 
-def sagemaker_defaults() -> dict[str, str | int]:
-    """Options of train.py for the job's hosts and folders, in SageMaker; none elsewhere."""
-    if not in_sagemaker():
-        return {}
-    output_dir = os.environ["SM_OUTPUT_DATA_DIR"]
-    options = {
-        "checkpoint.dirpath": checkpoint_dir() or f"{output_dir}/checkpoints",
-        "logger.save_dir": f"{output_dir}/tensorboard",
-        "model_dir": os.environ["SM_MODEL_DIR"],
-        "trainer.enable_progress_bar": "false",
-        "trainer.num_nodes": len(json.loads(os.environ["SM_HOSTS"])),
-    }
-    if "SM_CHANNEL_TRAINING" in os.environ:
-        options["data.data_dir"] = os.environ["SM_CHANNEL_TRAINING"]
-    return options
-
-
-# SageMaker's toolkit separates names and values, so that a value like -1e-3 would look like an option.
-def join_values(args: list[str]) -> list[str]:
-    names = args[::2]
-    if in_sagemaker() and len(args) % 2 == 0 and all(name.startswith("--") and "=" not in name for name in names):
-        return [f"{name}={value}" for name, value in zip(names, args[1::2], strict=True)]
-    return args
-
-
-def report_failure(reason: str) -> None:
-    """Gives SageMaker the reason of a failure (it shows 1,024 characters), unless another process has been first."""
+def report_failure(reason: str, tag: str | None = None) -> None:
+    """Writes the failure file, whose first 1,024 characters SageMaker shows, unless another process already has."""
     if "SM_OUTPUT_DIR" in os.environ:
         with contextlib.suppress(OSError), open(Path(os.environ["SM_OUTPUT_DIR"], "failure"), "x") as file:
-            file.write(reason)
+            file.write(f"{tag}: {reason}" if tag else reason)

@@ -79,7 +79,7 @@ def watched(command: str, folder: Path, start: float, killed_after: int | None =
     new = sorted(set(log_dir.rglob("events.*")) - logs_before)  # one of training, and one of the test after it
     steps = [step for path in new for step in losses(EventAccumulator(str(path)), start)]
     result = {"steps": steps, "checkpoints": sorted(checkpoints)}
-    if found := re.search(r"going on from .*", output):
+    if found := re.search(r"resuming from .*", output):
         result["going_on"] = found[0]
     if process.returncode < 0:
         return result | {"signal": -process.returncode, "killed_after_seconds": round(time.time() - start, 2)}
@@ -139,7 +139,7 @@ RECORDINGS = {
     "fast": (learning_curve, "python app/train.py --config app/fast.yaml --data.val_split=5000"),
     "interruption": (
         interruption,
-        f"{SYNTHETIC} --trainer.log_every_n_steps=1 --logger.flush_secs=1 --checkpoint.every_n_train_steps=16",
+        f"{SYNTHETIC} --trainer.log_every_n_steps=1 --logger.flush_secs=1 --resume.every_n_steps=16",
     ),
 }
 

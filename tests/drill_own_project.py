@@ -16,7 +16,7 @@ sys.path.extend(str(Path(__file__).with_name(name)) for name in ("support", "own
 
 from interrupted import GLYPHS, differences, interrupt, train
 
-COMMON = ("--trainer.max_epochs=3", "--checkpoint.every_n_train_steps=3")
+COMMON = ("--trainer.max_epochs=3", "--resume.every_n_steps=3")
 STATEFUL = "--data=projects.StatefulData"
 KINDS = {  # options, and steps as Lightning counts them
     "own project": (GLYPHS, 30),

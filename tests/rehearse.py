@@ -42,13 +42,13 @@ S3 = f"s3://{BUCKET}"
 OPTIONS = ("--wait=false", "--job_name=rehearsal", "--instance_type=ml.c5.xlarge", "--instance_count=2")
 OPTIONS += ("--spot_instances", f"--image_uri={IMAGE}", f"--role={ROLE}", f"--input_path={S3}/datasets/rehearsal")
 OPTIONS += (f"--output_path={S3}/output", f"--checkpoint_path={S3}/checkpoints/rehearsal")
-HYPERPARAMS = {"trainer.accelerator": "cpu", "trainer.devices": "1", "checkpoint.every_n_train_steps": "4"}
+HYPERPARAMS = {"trainer.accelerator": "cpu", "trainer.devices": "1", "resume.every_n_steps": "4"}
 HYPERPARAMS |= {"logger.save_dir": f"{S3}/tensorboard"}
-EXAMPLE = {"model": "fast.FastNet", "model.widths": "[16,64,64]", "model.sizes": "[32,32,32]", "data.verify": "false"}
+EXAMPLE = {"model": "fast.FastNet", "model.widths": "[16,64,64]", "model.resolutions": "[32,32,32]", "data.verify": "false"}
 EXAMPLE |= {"data.val_split": "400", "data.batch_size": "64", "trainer.max_epochs": "3"}
 NUM_IMAGES = 400  # in each of the six files
 LINES = re.compile(
-    r"going on from|not used|starting anew|training in|the training loader|epoch=|test_\w+=|a peer was lost"
+    r"resuming from|not used|starting anew|training in|the training loader|epoch=|test_\w+=|a peer was lost"
 )
 SAME = "the weights of both runs are the same, bit for bit"
 DIFFERENT = "the weights of the two runs differ: docs/interruptions.md says which loaders let a run go on bit for bit"

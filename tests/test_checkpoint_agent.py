@@ -11,7 +11,7 @@ from checkpoint_agent import CheckpointAgent
 from programs import SYNTHETIC, TINY, run_train_warm
 from toolkit import sagemaker_environment
 
-RUN = (*TINY, *SYNTHETIC, "--checkpoint.every_n_train_steps=5")
+RUN = (*TINY, *SYNTHETIC, "--resume.every_n_steps=5")
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 20) -> None:
@@ -96,5 +96,5 @@ def test_a_checkpoint_that_was_copied_before_its_best_network_is_not_gone_on_wit
     environment = killed(tmp_path, step=23, hook="on_train_batch_end")
     (tmp_path / "checkpoints/epoch=0-step=16.ckpt").unlink()
     result = run_train_warm(*RUN, cwd=tmp_path, env=environment)
-    assert "going on from" in result.stdout and "/last-step=11.ckpt, step 11 in epoch 0\n" in result.stdout
+    assert "resuming from" in result.stdout and "/last-step=11.ckpt, step 11 in epoch 0\n" in result.stdout
     assert "the last network is tested and exported" not in result.stderr

@@ -21,13 +21,13 @@ def small(normalize: bool = True, **kwargs) -> CIFAR10DataModule:
 
 
 def all_images(module: CIFAR10DataModule, split: str, **kwargs) -> torch.Tensor:
-    return module.batch(split, torch.arange(module.num_samples[split]), **kwargs)[0]
+    return module.gather(split, torch.arange(module.num_samples[split]), **kwargs)[0]
 
 
 def test_a_sample_looks_the_same_in_any_batch_of_an_epoch_and_different_in_the_next():
     together = all_images(small(), "train", epoch=3)
     module = small()
-    alone = torch.cat([module.batch("train", torch.tensor([index]), epoch=3)[0] for index in range(70)])
+    alone = torch.cat([module.gather("train", torch.tensor([index]), epoch=3)[0] for index in range(70)])
     assert torch.equal(together, alone)
     assert not torch.equal(together, all_images(module, "train", epoch=4))
 
@@ -110,13 +110,13 @@ def test_a_subclass_trains_on_the_whole_of_its_own_images(subclass):
     framed = torch.nn.functional.pad(all_images(plain, "train"), (plain.padding,) * 4)
     framed, crops = torch.stack([framed, framed.flip(-1)]), all_images(module, "train", epoch=1)
     assert crops.shape == (50, *subclass.shape)
-    mirror, top, left = module._tensors["drawn"]
+    mirror, top, left = module.tensors["augmentation"]
     for index, crop in enumerate(crops):
         row, column = int(top[index]), int(left[index])
         source = framed[mirror[index], index]
         assert torch.equal(crop, source[:, row : row + num_rows, column : column + num_columns])
     images, labels, _ = module.read()
-    shown, shown_labels = module.batch("test", torch.arange(20))
+    shown, shown_labels = module.gather("test", torch.arange(20))
     torch.testing.assert_close(shown * 255, images[-20:].float())
     assert torch.equal(shown_labels, labels[-20:])
 

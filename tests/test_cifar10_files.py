@@ -17,7 +17,7 @@ def read(directory, **kwargs) -> CIFAR10DataModule:
 
 
 def all_images(module: CIFAR10DataModule, split: str, **kwargs) -> torch.Tensor:
-    return module.batch(split, torch.arange(module.num_samples[split]), **kwargs)[0]
+    return module.gather(split, torch.arange(module.num_samples[split]), **kwargs)[0]
 
 
 def test_an_archive_is_read_without_writing_anything(archive):
@@ -25,7 +25,7 @@ def test_an_archive_is_read_without_writing_anything(archive):
     module = read(archive.parent)
     assert module.num_samples == {"train": 90, "val": 10, "test": 20}
     assert [path.name for path in archive.parent.iterdir()] == [archive.name]
-    images, labels = module.batch("test", torch.arange(20))
+    images, labels = module.gather("test", torch.arange(20))
     expected = cifar10_files()["test_batch"]
     pixels = (images * torch.tensor(module.std).view(3, 1, 1) + torch.tensor(module.mean).view(3, 1, 1)) * 255
     assert np.array_equal(pixels.round().numpy().reshape(20, 3072), expected["data"])

@@ -199,7 +199,7 @@ def test_a_killed_container_ends_the_run_within_15_seconds(project):
 
 
 def test_four_killed_containers_and_the_same_command_again_end_like_an_uninterrupted_run(project):
-    hyperparams = ("trainer.max_epochs=20", "checkpoint.every_n_train_steps=3", "trainer.callbacks=tiny.Drill")
+    hyperparams = ("trainer.max_epochs=20", "resume.every_n_steps=3", "trainer.callbacks=tiny.Drill")
     hyperparams += ("trainer.strategy=ddp_exact",)
     hyperparams += ("trainer.callbacks.file=/tmp/step", "trainer.callbacks.seconds=0.05")
 
@@ -222,7 +222,7 @@ def test_four_killed_containers_and_the_same_command_again_end_like_an_uninterru
     docker("kill", *docker("ps", "--quiet").split())
     finish(process, code=1)
     log, *interrupted = end(start_four("b"), "b")
-    assert re.search(r"going on from /opt/ml/checkpoints/last-step=\d+.ckpt, step (\d\d) in epoch [67]\n", log)
+    assert re.search(r"resuming from /opt/ml/checkpoints/last-step=\d+.ckpt, step (\d\d) in epoch [67]\n", log)
     assert interrupted == uninterrupted
 
 

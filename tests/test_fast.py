@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from fast import PATCH, FastNet, orthogonalize, whitening_filters
+from fast import PATCH_SIZE, FastNet, orthogonalize, whitening_filters
 from interrupted import differences, interrupt, train
 from programs import ROOT
 from results import epoch_lines
-from runtime.cli import precision_here
+from runtime.cli import supported_precision
 from synthetic import SyntheticCIFAR10DataModule
 
 RECIPE = (
@@ -19,7 +19,7 @@ RECIPE = (
     "--data.num_train_images=600",
 )
 RECIPE += ("--data.num_test_images=100", "--data.batch_size=60", "--trainer.max_epochs=3")
-RECIPE += ("--checkpoint.dirpath=logs/checkpoints", "--checkpoint.every_n_train_steps=4")
+RECIPE += ("--checkpoint.dirpath=logs/checkpoints", "--resume.every_n_steps=4")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_the_exported_weights_fit_a_fresh_network(finished):
 
 def test_an_interrupted_run_of_the_recipe_ends_bit_for_bit_as_if_it_were_not(finished, tmp_path):
     interrupt(*RECIPE, cwd=tmp_path, step=17)
-    assert "going on from" in train(*RECIPE, cwd=tmp_path).stdout
+    assert "resuming from" in train(*RECIPE, cwd=tmp_path).stdout
     assert [name for name in differences(finished[0], tmp_path) if "images_per_second" not in name] == []
 
 
@@ -53,7 +53,7 @@ def test_whitening_makes_the_pixels_of_a_patch_uncorrelated():
     pixels = torch.rand(200, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     images = torch.nn.functional.interpolate(pixels, scale_factor=4, mode="bilinear")
     filters = whitening_filters(images)
-    assert filters.shape == (24, 3, PATCH, PATCH) and torch.equal(filters[:12], -filters[12:])
+    assert filters.shape == (24, 3, PATCH_SIZE, PATCH_SIZE) and torch.equal(filters[:12], -filters[12:])
     outputs = torch.nn.functional.conv2d(images, filters[:12]).movedim(1, -1).flatten(0, 2)
     products = outputs.T @ outputs / len(outputs)
     torch.testing.assert_close(products - products.diag().diag(), torch.zeros(12, 12), atol=1e-3, rtol=0)
@@ -67,7 +67,7 @@ def test_an_orthogonal_update_stretches_no_direction_much_more_than_another(shap
 
 def test_the_answer_of_a_test_is_the_mean_over_views_that_differ_by_a_pixel_and_by_mirroring():
     network, images = FastNet().eval(), torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    alone = FastNet(views=False).eval()
+    alone = FastNet(tta=False).eval()
     alone.load_state_dict(network.state_dict())
     frame = torch.nn.functional.pad(images, (1, 1, 1, 1), "reflect")
     views = [images, images, frame[..., :32, :32], frame[..., 2:, 2:]]
@@ -80,17 +80,17 @@ def test_alternate_flips_mirror_each_image_in_every_other_epoch():
     options = {"num_train_images": 100, "num_test_images": 10, "val_split": 0, "padding": 0, "alternate_flips": True}
     module, everything = SyntheticCIFAR10DataModule(**options), torch.arange(100)
     module.setup()
-    first, second, third = (module.batch("train", everything, epoch)[0] for epoch in range(3))
+    first, second, third = (module.gather("train", everything, epoch)[0] for epoch in range(3))
     assert torch.equal(first.flip(-1), second) and torch.equal(first, third)
     plain = SyntheticCIFAR10DataModule(**options | {"augment": False})
     plain.setup()
-    is_mirrored = (first != plain.batch("train", everything)[0]).flatten(1).any(dim=1)
+    is_mirrored = (first != plain.gather("train", everything)[0]).flatten(1).any(dim=1)
     assert 30 < is_mirrored.sum() < 70
 
 
 def test_bfloat16_is_replaced_only_where_the_hardware_has_none(capsys):
-    assert precision_here("16-mixed", "cpu") == "16-mixed"
+    assert supported_precision("16-mixed", "cpu") == "16-mixed"
     has_bf16 = "bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
-    assert precision_here("bf16-mixed", "cpu") == ("bf16-mixed" if has_bf16 else "32-true")
-    said = "this CPU has no bfloat16: --trainer.precision=32-true in place of bf16-mixed\n"
-    assert capsys.readouterr().out == ("" if has_bf16 else said)
+    assert supported_precision("bf16-mixed", "cpu") == ("bf16-mixed" if has_bf16 else "32-true")
+    line = "this CPU has no bfloat16: using --trainer.precision=32-true instead\n"
+    assert capsys.readouterr().out == ("" if has_bf16 else line)

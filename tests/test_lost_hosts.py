@@ -59,7 +59,7 @@ def test_a_host_whose_peer_is_taken_back_saves_and_waits_for_its_own_sigterm(job
     assert hosts[0].wait(timeout=5) == 1
     assert re.match(
         r"another host was stopped, and this one not: train.py: error: stopped by SIGTERM after step \d+; "
-        r"the same command goes on from \S+/last-step=\d+.ckpt$",
+        r"the same command resumes from \S+/last-step=\d+.ckpt$",
         hosts[0].failure,
     )
 
@@ -127,7 +127,7 @@ def test_sigterm_reaches_the_training_processes_and_the_exit_code_comes_back(job
     host.process.terminate()
     assert host.wait(timeout=20) == 1  # the toolkit's, for any failure
     assert re.search(
-        r"train.py: error: stopped by SIGTERM after step \d+; the same command goes on from \S+/last-step=\d+.ckpt\n",
+        r"train.py: error: stopped by SIGTERM after step \d+; the same command resumes from \S+/last-step=\d+.ckpt\n",
         host.log,
     )
     assert "stopped by SIGTERM after step" in host.failure and "ExitCode 143" in host.log

@@ -19,9 +19,9 @@ from projects import Manual, NetworkAndHead, OneCycle, OnPlateau, Regression, Re
 from results import epoch_lines, last_checkpoint, samples, scalars
 
 PLAIN, STATEFUL = "--data=projects.PlainData", "--data=projects.StatefulData"
-OWN_OPTIMIZER = " configures its optimizers itself: --optimizer is not used\n"
-NO_POSITION = "the training loader cannot tell its position, so an interrupted run goes on from the end of an epoch"
-THREE_EPOCHS = ("--trainer.max_epochs=3", "--checkpoint.every_n_train_steps=3")
+OWN_OPTIMIZER = " defines its own optimizers; ignoring --optimizer\n"
+NOT_STATEFUL = "the training loader is not stateful: an interrupted run resumes from the last complete epoch"
+THREE_EPOCHS = ("--trainer.max_epochs=3", "--resume.every_n_steps=3")
 KINDS = {  # class, data module, what each epoch's line has, and the test if there is one
     "returns a tensor": (ReturnsTensor, "PlainData", {"train_loss", "val_loss"}, "test_loss"),
     "returns a dict": (ReturnsDict, "PlainData", {"train_loss", "val_loss", "val_acc"}, "test_loss"),
@@ -89,7 +89,7 @@ def test_a_line_says_that_optimizer_is_not_used_only_if_it_is_not(finished, kind
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_val_loss_the_last_network_is_exported_and_a_line_says_so(finished, kind):
     folder, result = finished(kind)
-    line = "train.py: warning: the last network is tested and exported, not the best: val_loss was never logged\n"
+    line = "train.py: warning: testing and exporting the last network instead of the best: val_loss was never logged\n"
     has_none = "val_loss" not in KINDS[kind][2]
     assert result.stderr.count(line) == has_none
     if has_none:
@@ -154,7 +154,7 @@ def test_an_own_project_that_was_interrupted_ends_bit_for_bit_as_if_it_were_not(
     uninterrupted, tmp_path, hook, step, signum
 ):
     interrupt(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path, hook=hook, step=step, signum=signum)
-    assert "going on from logs/checkpoints/last-step=" in train(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path).stdout
+    assert "resuming from logs/checkpoints/last-step=" in train(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path).stdout
     assert not differences(uninterrupted[0], tmp_path)
 
 
@@ -189,7 +189,7 @@ def test_going_on_is_exact_whatever_is_trained_and_how(tmp_path, options, step):
     options = (*THREE_EPOCHS, *options)
     train(*options, cwd=one)
     interrupt(*options, cwd=other, step=step)
-    assert "going on from" in train(*options, cwd=other).stdout
+    assert "resuming from" in train(*options, cwd=other).stdout
     assert not differences(one, other)
 
 
@@ -207,7 +207,7 @@ def test_no_step_is_done_twice_and_counters_go_on(tmp_path, data):
 def test_with_a_loader_without_position_a_run_goes_on_from_the_end_of_an_epoch_and_says_so(tmp_path, data):
     options = (*options_of(ReturnsTensor, data), *THREE_EPOCHS, "--trainer.callbacks+=projects.Counting")
     stdout = interrupt(*options, cwd=tmp_path, step=17).stdout
-    assert stdout.count(NO_POSITION) == 1
+    assert stdout.count(NOT_STATEFUL) == 1
     (tmp_path / "train-0").unlink()
     assert "last-step=10.ckpt, step 10 in epoch 1\n" in train(*options, cwd=tmp_path).stdout
     first, second = (samples(tmp_path, "train", epoch) for epoch in (1, 2))
@@ -215,7 +215,7 @@ def test_with_a_loader_without_position_a_run_goes_on_from_the_end_of_an_epoch_a
 
 
 def test_nothing_is_said_of_a_loader_that_can_tell_its_position(uninterrupted):
-    assert NO_POSITION not in uninterrupted[1]
+    assert NOT_STATEFUL not in uninterrupted[1]
 
 
 def test_going_on_with_another_batch_size_is_refused(tmp_path):
@@ -227,7 +227,7 @@ def test_going_on_with_another_batch_size_is_refused(tmp_path):
         "step, 1 processes, not 12 batches per epoch, 1 batches per step, 1 processes: make them the same, or start "
         "anew with --ckpt_path=none"
     )
-    line = "not used: logs/checkpoints/last-step=16.ckpt is of a run with another data batch_size; it will be replaced"
+    line = "skipping logs/checkpoints/last-step=16.ckpt is of a run with another data batch_size; it will be replaced"
     assert line in train(*options, cwd=tmp_path).stdout
 
 
@@ -240,18 +240,18 @@ def test_going_on_with_another_batch_size_is_refused(tmp_path):
             ["--model=projects.PlainData"],
             "--model=projects.PlainData is not valid: Import path does not correspond to a subclass of LightningModule",
         ),
-        (["--model=glyph_net.GlyphNet", "--model.width=wide"], "--model.width=wide is not valid: it must be int"),
+        (["--model=glyph_net.GlyphNet", "--model.width=wide"], "--model.width=wide is not valid: expected int"),
         (
             ["--model=glyph_net.GlyphNet", "--model.widht=3"],
-            "there is no option --model.widht; did you mean --model.width?",
+            "unknown option --model.widht; did you mean --model.width?",
         ),
         (
             ["--model.width=3", "--model=glyph_net.GlyphNet"],
-            "there is no option --model.width; see --help, or --data.help=CLASS and so on",
+            "unknown option --model.width; see --help, or --data.help=CLASS and so on",
         ),
         (
             ["--lr_scheduler=StepLR"],
-            "not given, but required (--data.NAME and so on): step_size",
+            "missing options (--data.NAME and so on): step_size",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -296,14 +296,14 @@ def test_two_processes_go_on_exactly_with_a_sampler_that_divides_the_samples(tmp
     options = (*options_of(ReturnsTensor, "OwnSamplerData"), *THREE_EPOCHS, "--trainer.devices=2")
     train(*options, cwd=one, cold=True)
     interrupt(*options, cwd=other, step=8, signum=signal.SIGTERM, cold=True)
-    assert "going on from" in train(*options, cwd=other, cold=True).stdout
+    assert "resuming from" in train(*options, cwd=other, cold=True).stdout
     assert not differences(one, other)
 
 
 @pytest.mark.slow
 def test_two_processes_whose_samples_lightning_divides_go_on_from_the_end_of_an_epoch_and_say_so(tmp_path):
     options = (*options_of(ReturnsTensor, "StatefulData"), "--trainer.max_epochs=1", "--trainer.devices=2")
-    assert train(*options, cwd=tmp_path, cold=True).stdout.count(NO_POSITION) == 1
+    assert train(*options, cwd=tmp_path, cold=True).stdout.count(NOT_STATEFUL) == 1
 
 
 @pytest.mark.slow
@@ -321,7 +321,7 @@ def test_workers_go_on_exactly_where_their_dataset_draws_nothing_at_random(tmp_p
     options = (*GLYPHS, *THREE_EPOCHS, "--data.num_workers=2", "--data.shift=0", "--trainer.limit_val_batches=0")
     train(*options, cwd=one, cold=True)
     interrupt(*options, cwd=other, step=17, cold=True)
-    assert "going on from" in train(*options, cwd=other, cold=True).stdout
+    assert "resuming from" in train(*options, cwd=other, cold=True).stdout
     assert not differences(one, other)
 
 

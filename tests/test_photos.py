@@ -28,7 +28,7 @@ trainer = Trainer(max_epochs=1, limit_train_batches=2, accelerator="cpu", logger
 trainer.fit(PhotoNet(), PhotoData(image_size=32, num_workers=0))
 print(trainer.global_step, "steps")
 """
-SHORT = ("--trainer.max_epochs=2", "--data.image_size=32", "--checkpoint.every_n_train_steps=3")
+SHORT = ("--trainer.max_epochs=2", "--data.image_size=32", "--resume.every_n_steps=3")
 LAUNCH = (
     "--dry_run",
     "--image_uri=123456789012.dkr.ecr.eu-central-1.amazonaws.com/sagemaker-tutorial:1",
@@ -116,7 +116,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_bit_for_bit_as_if_it_were_not(pro
     run(project, *SHORT, *options, cwd=uninterrupted)
     run(project, *SHORT, *options, cwd=interrupted, step=step)
     stdout = run(project, *SHORT, *options, cwd=interrupted).stdout
-    assert f"going on from logs/checkpoints/last-step={saved}.ckpt, step {saved} in epoch 1\n" in stdout
+    assert f"resuming from logs/checkpoints/last-step={saved}.ckpt, step {saved} in epoch 1\n" in stdout
     assert not differences(uninterrupted, interrupted)
 
 

@@ -79,19 +79,19 @@ class BetweenSteps(Callback):
         private_lightning.call_between_steps(trainer, lambda: self.results.append(self.function(trainer)))
 
 
-class GoOn(Callback):
-    """Goes on from a checkpoint in memory, as Resume does."""
+class ResumeFromMemory(Callback):
+    """Resumes from a checkpoint in memory, as Resume does."""
 
     def __init__(self, checkpoint: dict[str, Any], metrics: dict[str, Any] | None = None):
         self.checkpoint, self.metrics, self.first_step = checkpoint, metrics or {}, None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.states = self.checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
-        private_lightning.restore_later(trainer, self.checkpoint)
+        private_lightning.preload_checkpoint(trainer, self.checkpoint)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.first_step = trainer.global_step
-        private_lightning.go_on(trainer, True, self.states, self.metrics)
+        private_lightning.restore_loop_state(trainer, True, self.states, self.metrics)
 
 
 def fit(*callbacks: Callback, module: Module | None = None, loader: Any = None, **options: Any) -> Trainer:
@@ -137,10 +137,10 @@ def test_steps_are_counted_as_loggers_do_however_many_optimizers_step(module):
 
 
 def test_it_is_not_between_steps_while_gradients_accumulate_or_after_a_validation():
-    between = BetweenSteps(private_lightning.can_go_on_from_here)
+    between = BetweenSteps(private_lightning.is_resumable_point)
     fit(between, max_epochs=1, accumulate_grad_batches=2)
     assert between.results[1:] == [False, True, False]
-    between = BetweenSteps(private_lightning.can_go_on_from_here)
+    between = BetweenSteps(private_lightning.is_resumable_point)
     fit(between, max_epochs=1, val_check_interval=2)
     assert between.results[1:] == [True, False, True]
 
@@ -161,7 +161,7 @@ def test_the_loaders_of_training_are_found_and_their_states_if_all_have_one():
         module = Module()
         module.training_step = lambda batch, batch_idx, module=module: module.layer(torch.ones(1, 1)).sum()
         loaders = BetweenSteps(private_lightning.loaders)
-        states = BetweenSteps(lambda trainer: private_lightning.state_of_rank(trainer)["loaders"])
+        states = BetweenSteps(lambda trainer: private_lightning.rank_state(trainer)["loaders"])
         fit(loaders, states, module=module, loader=loader, max_epochs=1)
         expected = loader if isinstance(loader, list) else [loader]
         assert [type(found) for found in loaders.results[0]] == [type(each) for each in expected]
@@ -169,9 +169,9 @@ def test_the_loaders_of_training_are_found_and_their_states_if_all_have_one():
 
 
 def test_a_checkpoint_in_memory_is_gone_on_from(tmp_path):
-    go_on = GoOn(saved(tmp_path, at=(1, 2)))
-    trainer = fit(go_on, module=(module := Module()))
-    assert go_on.first_step == 6 and trainer.global_step == 8
+    resume = ResumeFromMemory(saved(tmp_path, at=(1, 2)))
+    trainer = fit(resume, module=(module := Module()))
+    assert resume.first_step == 6 and trainer.global_step == 8
     assert module.events == ["step 2", "step 3", "validation"]
 
 
@@ -195,7 +195,7 @@ def test_a_loader_goes_on_with_its_next_batch_in_the_order_of_its_epoch(tmp_path
 
     fit(BetweenSteps(save), uninterrupted := Seen(), loader=new_loader())
     checkpoint = torch.load(tmp_path / "checkpoint", weights_only=False)
-    fit(GoOn(checkpoint), resumed := Seen(), loader=new_loader())
+    fit(ResumeFromMemory(checkpoint), resumed := Seen(), loader=new_loader())
     assert len(uninterrupted.batches) == 8 and resumed.batches == uninterrupted.batches[6:]
 
 
@@ -204,25 +204,25 @@ def test_a_loader_goes_on_with_its_next_batch_in_the_order_of_its_epoch(tmp_path
 def test_a_loader_whose_order_is_another_one_each_time_has_no_position(sampler, in_several_ranks):
     if in_several_ranks:  # as Lightning does with samplers that it does not know, such as torchdata's
         sampler = DistributedSamplerWrapper(sampler, num_replicas=2, rank=0)
-    can_tell = BetweenSteps(private_lightning.can_tell_positions)
+    can_tell = BetweenSteps(private_lightning.loaders_are_stateful)
     options = {"max_epochs": 1, "use_distributed_sampler": False}
     fit(can_tell, loader=StatefulDataLoader(range(8), batch_size=2, sampler=sampler), **options)
     assert not any(can_tell.results)
 
 
 def test_a_plateau_scheduler_steps_at_the_end_of_an_epoch_that_was_gone_on_with(tmp_path):
-    trainer = fit(GoOn(saved(tmp_path, at=(0, 2))))
+    trainer = fit(ResumeFromMemory(saved(tmp_path, at=(0, 2))))
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 2
 
 
 def test_the_first_batch_of_an_epoch_is_trained(tmp_path):
-    fit(GoOn(saved(tmp_path, at=(1, 0))), module=(module := Module()))
+    fit(ResumeFromMemory(saved(tmp_path, at=(1, 0))), module=(module := Module()))
     assert module.events == [*(f"step {index}" for index in range(4)), "validation"]
 
 
 def test_metrics_of_before_are_there_for_whoever_monitors_them(tmp_path):
     between = BetweenSteps(lambda trainer: dict(trainer.callback_metrics))
-    fit(GoOn(saved(tmp_path, at=(0, 2)), {"of before": torch.tensor(3.0)}), between)
+    fit(ResumeFromMemory(saved(tmp_path, at=(0, 2)), {"of before": torch.tensor(3.0)}), between)
     assert between.results and all(metrics["of before"] == 3 for metrics in between.results)
 
 
@@ -243,7 +243,7 @@ def test_random_states_of_torch_numpy_and_python_are_collected_and_set():
     def draw() -> list[float]:
         return [torch.rand(1).item(), np.random.rand(), random.random()]
 
-    states = private_lightning.state_of_rank(fit(max_epochs=1))["random_states"]
+    states = private_lightning.rank_state(fit(max_epochs=1))["random_states"]
     before = draw()
     private_lightning.set_random_states(states)
     assert draw() == before
@@ -259,14 +259,14 @@ def refused(parser: Parser, option: str, capsys: pytest.CaptureFixture) -> str:
 def test_the_parser_knows_the_names_of_its_options(capsys):
     parser = Parser(allow_abbrev=False)
     parser.add_argument("--learning_rate", type=float)
-    line = "there is no option --learning_rat; did you mean --learning_rate?\n"
+    line = "unknown option --learning_rat; did you mean --learning_rate?\n"
     assert refused(parser, "--learning_rat=1", capsys).endswith(line)
 
 
 def test_a_whole_number_stays_one_where_a_fraction_is_allowed_too():
     parser = Parser()
     parser.add_argument("--limit", type=float | int | None)
-    parser.read_whole_numbers_as_such()
+    parser.prefer_int()
     values = [parser.parse_args([f"--limit={value}"]).limit for value in ("1", "1.0", "null")]
     assert [repr(value) for value in values] == ["1", "1.0", "None"]
 
@@ -274,4 +274,4 @@ def test_a_whole_number_stays_one_where_a_fraction_is_allowed_too():
 def test_a_wrong_value_is_told_with_what_is_allowed(capsys):
     parser = Parser()
     parser.add_argument("--size", type=int)
-    assert refused(parser, "--size=many", capsys).endswith("--size=many is not valid: it must be int\n")
+    assert refused(parser, "--size=many", capsys).endswith("--size=many is not valid: expected int\n")

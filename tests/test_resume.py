@@ -17,7 +17,7 @@ import torch
 from programs import ENVIRONMENT, ROOT, SYNTHETIC, TINY, children, run_train, run_train_warm
 from results import as_bytes, epoch_lines, last_checkpoint, samples, scalars
 
-RUN = (*TINY, *SYNTHETIC, "--checkpoint.every_n_train_steps=5", "--trainer.log_every_n_steps=3")
+RUN = (*TINY, *SYNTHETIC, "--resume.every_n_steps=5", "--trainer.log_every_n_steps=3")
 DRILL = ("--trainer.callbacks=tiny.Drill", "--trainer.callbacks.file=step")
 
 
@@ -65,7 +65,7 @@ def uninterrupted(tmp_path_factory) -> Path:
 def test_a_run_that_was_killed_ends_bit_for_bit_like_one_that_was_not(uninterrupted, tmp_path, hook, step, point):
     killed(cwd=tmp_path, hook=hook, step=step)
     stdout = run_train_warm(*RUN, cwd=tmp_path).stdout
-    assert f"going on from logs/checkpoints/last-step={point.split()[0]}.ckpt, step {point}\n" in stdout
+    assert f"resuming from logs/checkpoints/last-step={point.split()[0]}.ckpt, step {point}\n" in stdout
     assert_same_end(uninterrupted, tmp_path)
 
 
@@ -75,7 +75,7 @@ def test_a_run_that_was_killed_ends_bit_for_bit_like_one_that_was_not(uninterrup
     [
         (
             *("--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=train_loss", "--lr_scheduler.patience=0"),
-            *("--optimizer.lr=1", "--checkpoint.every_n_train_steps=0"),  # from the end of the epoch
+            *("--optimizer.lr=1", "--resume.every_n_steps=0"),  # from the end of the epoch
         ),
         ("--trainer.accumulate_grad_batches=3",),
         ("--trainer.val_check_interval=0.25",),
@@ -92,7 +92,7 @@ def test_going_on_is_exact_whatever_is_trained_and_how(tmp_path, options):
     (tmp_path / "b").mkdir()
     run_train_warm(*RUN, *options, cwd=tmp_path / "a")
     killed(*options, cwd=tmp_path / "b", step=7 if "accumulate" in options[0] else 19)
-    assert "going on from" in run_train_warm(*RUN, *options, cwd=tmp_path / "b").stdout
+    assert "resuming from" in run_train_warm(*RUN, *options, cwd=tmp_path / "b").stdout
     assert_same_end(tmp_path / "a", tmp_path / "b")
 
 
@@ -103,9 +103,9 @@ def test_a_signal_ends_the_run_after_the_step_and_names_where_it_goes_on(
 ):
     stderr = killed(cwd=tmp_path, step=step, hook=hook, code=128 + signum)
     path = f"logs/checkpoints/last-step={saved}.ckpt"
-    line = f"train.py: error: stopped by {signum.name} after step {step}; the same command goes on from {path}"
+    line = f"train.py: error: stopped by {signum.name} after step {step}; the same command resumes from {path}"
     assert stderr.splitlines()[-1] == line
-    assert f"going on from {path}, step {saved} in epoch 0" in run_train_warm(*RUN, cwd=tmp_path).stdout
+    assert f"resuming from {path}, step {saved} in epoch 0" in run_train_warm(*RUN, cwd=tmp_path).stdout
     assert_same_end(uninterrupted, tmp_path)
 
 
@@ -135,8 +135,8 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(uninterrupted, 
         content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     stdout = run_train_warm(*RUN, cwd=tmp_path).stdout
-    assert stdout.startswith("not used: logs/checkpoints/last-step=21.ckpt cannot be read, or is no checkpoint of tr")
-    assert "going on from logs/checkpoints/last-step=16.ckpt, step 16 in epoch 1\n" in stdout
+    assert stdout.startswith("skipping logs/checkpoints/last-step=21.ckpt cannot be read, or is no checkpoint of tr")
+    assert "resuming from logs/checkpoints/last-step=16.ckpt, step 16 in epoch 1\n" in stdout
     assert_same_end(uninterrupted, tmp_path)
 
 
@@ -162,7 +162,7 @@ def test_the_checkpoints_may_move_and_the_best_network_with_them(uninterrupted, 
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "logs/checkpoints").rename(tmp_path / "elsewhere/checkpoints")
     moved = "--checkpoint.dirpath=elsewhere/checkpoints"
-    assert "going on from elsewhere/checkpoints/last-step=21.ckpt" in run_train_warm(*RUN, moved, cwd=tmp_path).stdout
+    assert "resuming from elsewhere/checkpoints/last-step=21.ckpt" in run_train_warm(*RUN, moved, cwd=tmp_path).stdout
     (tmp_path / "elsewhere/checkpoints").rename(tmp_path / "logs/checkpoints")
     assert_same_end(uninterrupted, tmp_path)
 
@@ -187,8 +187,8 @@ def test_with_no_readable_checkpoint_the_run_starts_anew_and_says_so(tmp_path):
     (tmp_path / "logs/checkpoints/last-step=9.ckpt").write_text("no checkpoint")
     torch.save({"state_dict": {}}, tmp_path / "logs/checkpoints/last-step=8.ckpt")
     stdout = run_train_warm(*RUN, cwd=tmp_path).stdout
-    assert stdout.count("not used: ") == 2
-    assert "starting anew, as there is no checkpoint to go on from\n" in stdout
+    assert stdout.count("skipping ") == 2
+    assert "starting from scratch: no checkpoint to resume from\n" in stdout
     names = sorted(path.name for path in (tmp_path / "logs/checkpoints").glob("last*.ckpt"))
     assert names == ["last-step=31.ckpt", "last-step=32.ckpt"]
 
@@ -196,7 +196,7 @@ def test_with_no_readable_checkpoint_the_run_starts_anew_and_says_so(tmp_path):
 def test_neither_another_network_nor_other_options_are_gone_on_with(tmp_path):
     killed(cwd=tmp_path)
     stdout = run_train_warm(*RUN, "--optimizer.lr=0.1", cwd=tmp_path).stdout
-    assert "not used: logs/checkpoints/last-step=21.ckpt is of a run with another optimizer lr; it will be" in stdout
+    assert "skipping logs/checkpoints/last-step=21.ckpt is of a run with another optimizer lr; it will be" in stdout
     killed(cwd=tmp_path)
     options = ("--model=tiny.Dropout", "--ckpt_path=logs/checkpoints/last-step=21.ckpt")
     stderr = run_train_warm(*RUN, *options, cwd=tmp_path, code=2).stderr
@@ -207,7 +207,7 @@ def test_ckpt_path_none_starts_anew_and_a_finished_run_is_not_gone_on_with(unint
     killed(cwd=tmp_path)
     for options in ("--ckpt_path=none",), ():
         output = run_train_warm(*RUN, *options, cwd=tmp_path).stdout
-        assert "going on" not in output
+        assert "resuming" not in output
         assert [line["epoch"] for line in epoch_lines(output)] == [0, 1]
     assert (uninterrupted / "logs/checkpoints/model.pt").read_bytes() == (
         tmp_path / "logs/checkpoints/model.pt"
@@ -218,7 +218,7 @@ def test_a_job_that_sagemaker_restarts_goes_on_even_if_it_was_told_to_start_anew
     job = {"env": ENVIRONMENT | {"TRAINING_JOB_NAME": "job-1"}}
     killed("--ckpt_path=none", cwd=tmp_path, **job)
     stdout = run_train_warm(*RUN, "--ckpt_path=none", cwd=tmp_path, **job).stdout
-    assert "going on from logs/checkpoints/last-step=21.ckpt, step 21 in epoch 1" in stdout
+    assert "resuming from logs/checkpoints/last-step=21.ckpt, step 21 in epoch 1" in stdout
     assert_same_end(uninterrupted, tmp_path)
 
 
@@ -235,7 +235,7 @@ def test_with_another_number_of_processes_and_the_same_batch_no_sample_is_lost_o
     killed(*options, cwd=tmp_path, step=20, code=128 + signal.SIGTERM)
     stdout = run_train_warm(*RUN, "--data=tiny.Recording", "--data.batch_size=32", cwd=tmp_path).stdout
     # The ranks read what they have told each other one step later.
-    assert "going on from logs/checkpoints/last-step=21.ckpt, step 21 in epoch 1\n" in stdout
+    assert "resuming from logs/checkpoints/last-step=21.ckpt, step 21 in epoch 1\n" in stdout
     assert "1 processes instead of 2 go on, so not bit for bit\n" in stdout
     assert samples(tmp_path, "train", 1) == list(range(500))
 
@@ -249,7 +249,7 @@ def test_fewer_epochs_than_a_run_has_done_are_refused(tmp_path):
 
 def test_a_fast_dev_run_leaves_an_interrupted_run_alone(uninterrupted, tmp_path):
     killed(cwd=tmp_path)
-    assert "going on" not in run_train_warm(*RUN, "--trainer.fast_dev_run=true", cwd=tmp_path).stdout
+    assert "resuming" not in run_train_warm(*RUN, "--trainer.fast_dev_run=true", cwd=tmp_path).stdout
     assert "last-step=21.ckpt, step 21 in epoch 1" in run_train_warm(*RUN, cwd=tmp_path).stdout
     assert_same_end(uninterrupted, tmp_path)
 

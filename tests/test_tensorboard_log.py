@@ -16,7 +16,7 @@ LOG = Path("logs/tensorboard/tutorial")
 @pytest.mark.parametrize("is_there", [True, False], ids=["in its folder", "in a folder that is lost"])
 @pytest.mark.parametrize("signum, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)])
 def test_the_log_of_an_interrupted_run_is_that_of_one_without_interruption(tmp_path, signum, code, is_there):
-    options = (*TINY, *SYNTHETIC, "--trainer.log_every_n_steps=3", "--checkpoint.every_n_train_steps=5")
+    options = (*TINY, *SYNTHETIC, "--trainer.log_every_n_steps=3", "--resume.every_n_steps=5")
     options += ("--logger.flush_secs=100",)
     for name in ("whole", "interrupted"):
         (tmp_path / name).mkdir()
@@ -27,7 +27,7 @@ def test_the_log_of_an_interrupted_run_is_that_of_one_without_interruption(tmp_p
     assert "Traceback" not in stderr
     if not is_there:
         shutil.rmtree(tmp_path / "interrupted" / LOG)
-    assert "going on from" in run_train_warm(*options, cwd=tmp_path / "interrupted").stdout
+    assert "resuming from" in run_train_warm(*options, cwd=tmp_path / "interrupted").stdout
     assert [path.name for path in (tmp_path / "interrupted" / LOG).iterdir()] == ["version_0"]
     whole, interrupted = (scalars(tmp_path / name / LOG / "version_0") for name in ("whole", "interrupted"))
     for series in (whole, interrupted):

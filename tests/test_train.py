@@ -226,7 +226,7 @@ def test_the_exported_weights_in_a_fresh_network_give_the_accuracy_that_was_prin
     module.setup()
     model = Tiny(num_classes=10)
     model.network.load_state_dict(weights(directory / "logs/checkpoints"))
-    images, labels = module.batch("test", torch.arange(101))
+    images, labels = module.gather("test", torch.arange(101))
     accuracy = (model(images).argmax(dim=1) == labels).float().mean().item()
     assert accuracy == pytest.approx(float(re.search(r"test_acc=(\S+)", output)[1]), abs=1e-5)
 

@@ -1,1 +1,1 @@
-# What makes a run of any LightningModule and LightningDataModule dependable.
+"""Makes a run of any LightningModule and LightningDataModule dependable."""

@@ -1,4 +1,4 @@
-"""Checkpoint files: each is written once under a name of its own, and is verified when a run goes on from it."""
+"""Checkpoint files: each is written once, under a name of its own, and verified before a run resumes from it."""
 
 import contextlib
 import re
@@ -22,9 +22,14 @@ SECONDS_BEFORE_DELETION = 600
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes Lightning's checkpoints, and keeps the last two of a run. A failure is kept in `error`, and tolerated."""
+    """Writes Lightning's checkpoints, and keeps the last two of a run.
 
-    # No file is renamed: SageMaker, which copies the folder to S3 all the time, would copy it again.
+    No file is renamed, because SageMaker, which copies the folder to S3 all the time, would copy it again. A failure
+    to write does not end the run; it is kept in `error`.
+
+    Args:
+        folder: Folder of the checkpoints.
+    """
 
     error: OSError | None = None
 
@@ -41,97 +46,114 @@ class CheckpointFiles(TorchCheckpointIO):
             self.error = None
         except OSError as error:
             self.error = error
-            warn(f"training goes on without {path}, which could not be written and will be tried again: {error}")
+            warn(f"could not write {path} ({error}); training continues, will retry")
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        # Until the next checkpoint knows its successor, a run may have to go on with this one.
+        # A run may have to resume from this one until the next checkpoint knows its successor.
         self._superseded.setdefault(Path(path), time.monotonic())
 
     def path(self, step: int) -> Path:
         return self.folder / f"last-step={step}.ckpt"
 
     def paths(self) -> list[Path]:
-        """All of them, also of earlier runs, the highest step first."""
+        """Returns all checkpoints in the folder, also of earlier runs, the highest step first."""
         numbered = [(re.search(r"=(\d+)$", path.stem), path) for path in self.folder.glob("last-step=*.ckpt")]
         return [path for _, path in sorted(((int(step[1]), path) for step, path in numbered if step), reverse=True)]
 
     def keep(self, path: Path) -> None:
-        """Keeps a new file of this run, and the one before; deletes all others, in SageMaker after a while."""
+        """Keeps a new checkpoint and the one before; deletes all others, in SageMaker after a while."""
         self.kept = [*self.kept, path][-2:]
         for other in set(self.paths()) - set(self.kept):
             self.remove_checkpoint(other)
         for other, since in list(self._superseded.items()):
             if not in_sagemaker() or time.monotonic() - since >= SECONDS_BEFORE_DELETION:
                 other.unlink(missing_ok=True)
-                end_mark(other).unlink(missing_ok=True)
+                finished_marker(other).unlink(missing_ok=True)
                 del self._superseded[other]
 
-    def find(self, ckpt_path: str | None, model: LightningModule, options: dict[str, Any]) -> dict[str, Any] | None:
-        """The checkpoint to go on from, with these options unless `ckpt_path` names it; ValueError if it is no good."""
+    def mark_finished(self) -> None:
+        """Records that the run of the newest checkpoint is complete: training, test and export."""
+        for path in self.kept[-1:]:
+            finished_marker(path).touch()
+
+    def find_resumable(
+        self, ckpt_path: str | None, model: LightningModule, options: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """Returns the checkpoint to resume from, or None to start from scratch.
+
+        Args:
+            ckpt_path: A path, `last`, `none`, or None for the newest checkpoint of an unfinished run with `options`.
+            model: Module that must have the same parameter shapes.
+            options: Options of this run.
+
+        Raises:
+            ValueError: If the checkpoint of `ckpt_path` cannot be used.
+        """
         paths = self.paths()
-        if ckpt_path and job_name() and any(is_of_this_job(path) for path in paths):
+        if ckpt_path and job_name() and any(belongs_to_this_job(path) for path in paths):
             ckpt_path = None  # SageMaker has restarted the job, whose own checkpoints are newer
         if ckpt_path is None:
-            paths = list(takewhile(lambda path: not end_mark(path).exists(), paths))
+            paths = list(takewhile(lambda path: not finished_marker(path).exists(), paths))
         elif ckpt_path != "last":
             paths = [] if ckpt_path == "none" else [Path(ckpt_path)]
         for path in paths:
             try:
-                checkpoint = read_fitting(path, model, options if ckpt_path is None else {})
-                step, epoch = checkpoint["global_step"], checkpoint["epoch"]
-                print(f"going on from {path}, step {step} in epoch {epoch}", flush=True)
+                checkpoint = load_compatible(path, model, options if ckpt_path is None else {})
+                step = checkpoint["global_step"]
+                print(f"resuming from {path}, step {step} in epoch {checkpoint['epoch']}", flush=True)
                 self.kept = [path]
                 return checkpoint
             except ValueError as error:
                 if ckpt_path not in (None, "last"):
                     raise ValueError(f"--ckpt_path: {error}") from error
-                print(f"not used: {error}", flush=True)
+                print(f"skipping {error}", flush=True)
         if ckpt_path == "last":
-            raise ValueError("--ckpt_path=last: there is no checkpoint to go on from in --checkpoint.dirpath")
+            raise ValueError("--ckpt_path=last: no checkpoint to resume from in --checkpoint.dirpath")
         if paths:
-            print("starting anew, as there is no checkpoint to go on from", flush=True)
+            print("starting from scratch: no checkpoint to resume from", flush=True)
         return None
 
 
-def end_mark(path: Path) -> Path:
-    """The file that says of a checkpoint that nothing of its run is left to do: training, test and export."""
+def finished_marker(path: Path) -> Path:
+    """Returns the file that marks the run of a checkpoint as finished."""
     return path.with_suffix(".ended")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """ValueError if the file is damaged: torch.load itself compares no checksum."""
+    """Returns a checkpoint; ValueError if the file is damaged. `torch.load` itself verifies no checksum."""
     try:
         with zipfile.ZipFile(path) as file:
             if member := file.testzip():
-                raise ValueError(f"{member} has another checksum")
+                raise ValueError(f"checksum mismatch in {member}")
         return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # a damaged file can raise anything
-        raise ValueError(f"{path} cannot be read, or is no checkpoint of train.py ({str(error)[:200]})") from error
+        raise ValueError(f"{path}: not a readable checkpoint of train.py ({str(error)[:200]})") from error
 
 
-def is_of_this_job(path: Path) -> bool:
+def belongs_to_this_job(path: Path) -> bool:
     with contextlib.suppress(ValueError):
         return read_checkpoint(path)["resume"]["job"] == job_name()
     return False
 
 
-def read_fitting(path: Path, model: LightningModule, options: dict[str, Any]) -> dict[str, Any]:
-    """ValueError if a file is damaged, of another network, or of a run with other options, if there are any."""
+def load_compatible(path: Path, model: LightningModule, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns a checkpoint; ValueError if it is damaged, or if parameter shapes or `options`, if any, differ."""
     checkpoint = read_checkpoint(path)
     if "resume" not in checkpoint:
-        raise ValueError(f"{path} is no checkpoint of train.py")
+        raise ValueError(f"{path}: not a checkpoint of train.py")
     # Lightning may build more of the network later.
     is_built = not (is_overridden("configure_model", model) or is_overridden("setup", model))
     if is_built and shapes(checkpoint["state_dict"]) != shapes(model.state_dict()):
-        raise ValueError(f"{path} is of another network")
-    before = checkpoint["resume"]["options"] if options else {}
-    if others := sorted(name for name in before | options if before.get(name) != options.get(name)):
-        reason = f"{path} is of a run with another {', '.join(others)}"
-        raise ValueError(f"{reason}; it will be replaced unless you stop now and say --ckpt_path={path}")
-    # SageMaker's agent copies the files in any order, and an older checkpoint may have all that it knows of.
-    for name, state in checkpoint["callbacks"].items() if options and in_sagemaker() else []:
-        if name.startswith("BestNetwork") and state["best_model_path"]:
-            read_checkpoint(path.with_name(Path(state["best_model_path"]).name))
+        raise ValueError(f"{path}: has different parameter shapes than this network")
+    saved_options = checkpoint["resume"]["options"] if options else {}
+    different = sorted(name for name in saved_options | options if saved_options.get(name) != options.get(name))
+    if different:
+        reason = f"{path}: was saved with a different {', '.join(different)}"
+        raise ValueError(f"{reason}; this run replaces it unless you stop now and pass --ckpt_path={path}")
+    # SageMaker's agent copies the files in any order, and an older checkpoint may have all files that it refers to.
+    best = checkpoint["resume"]["best"]
+    if best and options and in_sagemaker():
+        read_checkpoint(path.with_name(best))
     return checkpoint
 
 

@@ -1,4 +1,4 @@
-"""The command line of a training program: its options, where their defaults come from, one clear line for a mistake."""
+"""The command line of a training program: its options, the sources of their defaults, and one line for a mistake."""
 
 import logging
 import os
@@ -10,54 +10,70 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import sagemaker_env
 import torch
-from jsonargparse.typing import PositiveFloat
+from jsonargparse import Namespace
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
-from sagemaker_env import SageMakerEnvironment, in_sagemaker, join_values, sagemaker_defaults
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from sagemaker_env import SageMakerEnvironment, in_sagemaker
 from torch.optim import Optimizer
 
 from runtime.best_network import BestNetwork
 from runtime.checkpoint_files import CheckpointFiles
-from runtime.errors import exit_with, warn
+from runtime.errors import exit_with, local_rank, warn
 from runtime.files import check_writable
 from runtime.parser import Parser
 from runtime.report import Report
 from runtime.resume import Resume
 from runtime.tensorboard_log import TensorBoardLog
 
-# Lightning's remarks on what it found and did, advertisements among them, would hide our one line.
+# Lightning's tips and advertisements would hide our one line.
 for name in ("lightning_fabric.utilities", "pytorch_lightning.utilities.rank_zero"):
     logging.getLogger(name).setLevel(logging.WARNING)
-# None of these warnings helps the reader: they are about Lightning's own code, and about what is as it should be.
+# These warnings are about Lightning's own code, or about what is intended.
 warnings.filterwarnings("ignore", module=r"pytorch_lightning\.(utilities\._pytree|.*logger_connector\.result)")
 for text in ("Checkpoint directory .* is not empty", "Total length of `list`", "Precision .* by the model summary"):
     warnings.filterwarnings("ignore", message=text)
 
-# torch's deterministic mode also fills new tensors with NaN, to help debugging: 4 % of ResNet-18's step on the CPU.
+# torch's deterministic mode also fills new tensors with NaN, for debugging: 4 % of ResNet-18's step on the CPU.
 torch.utils.deterministic.fill_uninitialized_memory = False
 
-CKPT_PATH = """Checkpoint to go on from: its path, `last` also after the end of a run or with other options, `none` to
-start anew. By default the newest of an interrupted run with the same options, if there is one."""
-# Type, default and explanation of the options that are of no class.
+CKPT_PATH = """Checkpoint to resume from: a path, `last` (also after the end of a run, or with different options), or
+`none` to start from scratch. By default the newest checkpoint of an interrupted run with the same options."""
+# Type, default and help of the options that do not belong to a class.
 OPTIONS = {
     "ckpt_path": (str | None, None, CKPT_PATH),
-    "model_dir": (str | None, None, "Folder for model.pt, if not beside the checkpoints."),
+    "model_dir": (str | None, None, "Folder of model.pt, by default that of the checkpoints."),
     "lr_scheduler_interval": (Literal["epoch", "step"], "epoch", "How often the learning-rate scheduler steps."),
-    "process_group_timeout": (PositiveFloat, 300.0, "Seconds that processes wait for each other before they give up."),
-    "trainer.weights_save_path": (str | None, None, "Old name of --checkpoint.dirpath."),
+    "process_group_timeout": (PositiveFloat, 300.0, "Timeout of collective operations in seconds."),
 }
-# Two runs with other values here are not the same run.
-OPTIONS_OF_A_RUN = ("seed_everything", "data", "model", "optimizer", "lr_scheduler", "lr_scheduler_interval")
+# Type and new name of options that keep working.
+OLD_OPTIONS = {
+    "trainer.weights_save_path": (str, "checkpoint.dirpath"),
+    "checkpoint.every_n_minutes": (NonNegativeFloat, "resume.every_n_minutes"),
+    "checkpoint.every_n_train_steps": (NonNegativeInt, "resume.every_n_steps"),
+}
+# A run resumes only with the same values of these options.
+RUN_DEFINING_OPTIONS = ("seed_everything", "data", "model", "optimizer", "lr_scheduler", "lr_scheduler_interval")
 
 
 class CLI(LightningCLI):
-    """Defaults < YAML < --config < SageMaker's folders < options, in their order. A mistake ends in one line."""
+    """Parses the options and creates trainer, model and data module. A mistake ends the program with one line.
+
+    Defaults < the YAML file `defaults` < --config < SageMaker's folders < options on the command line.
+
+    Args:
+        defaults: YAML file with the defaults of the program.
+        purpose: Text at the start of --help.
+    """
 
     def __init__(self, defaults: Path, purpose: str):
         self.defaults = f"--config={defaults}"
-        how = {"usage": f"python app/train.py [options]\n\n{purpose}", "description": None, "allow_abbrev": False}
+        usage = f"python app/train.py [options]\n\n{purpose}"
         try:
             super().__init__(
                 datamodule_class=LightningDataModule,
@@ -65,46 +81,65 @@ class CLI(LightningCLI):
                 run=False,
                 save_config_kwargs={"overwrite": True},
                 parser_class=Parser,
-                parser_kwargs=how,
+                parser_kwargs={"usage": usage, "description": None, "allow_abbrev": False},
             )
-            self._check()
+            self._check_before_training()
         except (ValueError, OSError) as error:
             exit_with(error, 2)
 
     def add_arguments_to_parser(self, parser: Parser) -> None:
         parser.add_class_arguments(TensorBoardLog, "logger")
-        fixed = {"save_last", "save_weights_only", "save_on_exception", "train_time_interval"}
+        fixed = {"save_last", "save_weights_only", "save_on_exception", "every_n_train_steps", "train_time_interval"}
         parser.add_class_arguments(BestNetwork, "checkpoint", skip=fixed)
+        parser.add_class_arguments(Resume, "resume")
         for name, (kind, default, explanation) in OPTIONS.items():
             parser.add_argument(f"--{name}", type=kind, default=default, help=explanation)
-        parser.read_whole_numbers_as_such()
+        for name, (kind, new_name) in OLD_OPTIONS.items():
+            parser.add_argument(f"--{name}", type=kind | None, default=None, help=f"Old name of --{new_name}.")
+        parser.prefer_int()
 
     def parse_arguments(self, parser: Parser, args: Any) -> None:
         args = join_values(sys.argv[1:])
-        # In SageMaker, YAML files yield to its folders.
-        files = [self.defaults, *(arg for arg in args if in_sagemaker() and arg.startswith("--config="))]
-        options = [arg for arg in args if arg not in files]
-        first = parser.parse_args([*files, *(arg for arg in options if not arg.startswith("--print_config"))])
-        model_class = pydoc.locate(first.model.class_path)
-        self.data_class = pydoc.locate(first.data.class_path) if first.data else None  # the module may have the data
-        defaults = sagemaker_defaults()
-        if isinstance(getattr(self.data_class, "num_classes", None), int):  # and no property
-            defaults["model.num_classes"] = self.data_class.num_classes
-        for name, value in defaults.items():
-            group, _, argument = name.partition(".")
-            if group not in ("data", "model"):
-                files.append(f"--{name}={value}")
-            elif argument in (first[group] or {}).get("init_args", {}):
-                files += [f"--{group}={first[group].class_path}", f"--{name}={value}"]
-            elif group == "data" and self.data_class and not any(value in option for option in options):
-                line = f"the data module {self.data_class.__name__} takes no data_dir: give it SageMaker's folder"
-                warn(f"{line} yourself, such as --hyperparams data.root={value}")
-        self.config = parser.parse_args([*files, *options])
-        if path := self.config.trainer.pop("weights_save_path"):
-            self.config.checkpoint.dirpath = path
-        self.auto_configure_optimizers = model_class.configure_optimizers is LightningModule.configure_optimizers
-        if not self.auto_configure_optimizers and int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            print(f"{model_class.__name__} configures its optimizers itself: --optimizer is not used", flush=True)
+        # In SageMaker, YAML files have a lower precedence than its folders.
+        recipes = [arg for arg in args if in_sagemaker() and arg.startswith("--config=")]
+        options = [arg for arg in args if arg not in recipes]
+        files = [self.defaults, *recipes]
+        preliminary = parser.parse_args([*files, *(arg for arg in options if not arg.startswith("--print_config"))])
+        self.model_class = pydoc.locate(preliminary.model.class_path)
+        # The module may have the data.
+        self.data_class = pydoc.locate(preliminary.data.class_path) if preliminary.data else None
+        platform = sagemaker_options() if in_sagemaker() else []
+        derived = self._class_options(preliminary, options)
+        self.config = parser.parse_args([*files, *platform, *derived, *options])
+        self._apply_old_names()
+        self._choose_optimizer()
+
+    def _class_options(self, preliminary: Namespace, options: list[str]) -> list[str]:
+        """Returns options for arguments that the classes of data and model may have: data_dir and num_classes."""
+        derived = []
+        if data_dir := sagemaker_env.channel_dir("training") if self.data_class else None:
+            arguments = preliminary.data.get("init_args", {})
+            if "data_dir" in arguments:
+                derived += [f"--data={preliminary.data.class_path}", f"--data.data_dir={data_dir}"]
+            elif arguments and not any(data_dir in option for option in options):
+                name = self.data_class.__name__
+                warn(f"{name} has no argument data_dir: if it reads files, pass it the folder {data_dir}")
+        num_classes = getattr(self.data_class, "num_classes", None)
+        if isinstance(num_classes, int) and "num_classes" in preliminary.model.get("init_args", {}):
+            derived += [f"--model={preliminary.model.class_path}", f"--model.num_classes={num_classes}"]
+        return derived
+
+    def _apply_old_names(self) -> None:
+        for name, (_, new_name) in OLD_OPTIONS.items():
+            value = self.config.pop(name)
+            if value is not None:
+                self.config[new_name] = value
+
+    def _choose_optimizer(self) -> None:
+        has_own = self.model_class.configure_optimizers is not LightningModule.configure_optimizers
+        self.auto_configure_optimizers = not has_own
+        if has_own and local_rank() == 0:
+            print(f"{self.model_class.__name__} defines its own optimizers; ignoring --optimizer", flush=True)
 
     def configure_optimizers(self, module: LightningModule, optimizer: Optimizer, lr_scheduler: Any = None) -> Any:
         if lr_scheduler is None:
@@ -114,11 +149,14 @@ class CLI(LightningCLI):
         return {"optimizer": optimizer, "lr_scheduler": scheduling}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        config, timeout = self.config_init.trainer, self.config_init.process_group_timeout
+        config = self.config_init.trainer
+        timeout = self.config_init.process_group_timeout
         check_devices(config.accelerator, config.devices)
-        config.precision = precision_here(config.precision, config.accelerator)
+        config.precision = supported_precision(config.precision, config.accelerator)
         if config.enable_progress_bar is None:
             config.enable_progress_bar = sys.stdout.isatty()
+        if config.logger is None:
+            config.logger = self.config_init.logger
         register_strategies(timeout)
         self.best = self.config_init.checkpoint
         files = CheckpointFiles(self.best.folder)
@@ -127,74 +165,120 @@ class CLI(LightningCLI):
             environment = SageMakerEnvironment(timeout)
             environment.validate_settings(num_devices=1, num_nodes=config.num_nodes)
             config.plugins.append(environment)
-        if config.logger is None:
-            config.logger = self.config_init.logger
-        self.resume = None if config.fast_dev_run else Resume(self.best, files, timeout, self._options_of_this_run())
-        callbacks = [self.best, Report(not config.enable_progress_bar), self.resume]
-        self.trainer_defaults["callbacks"] = [callback for callback in callbacks if callback]
+        samples_name = getattr(self.data_class, "samples_name", "samples")
+        callbacks = [self.best, Report(not config.enable_progress_bar, samples_name)]
+        if config.logger:
+            callbacks.append(LearningRateMonitor())
+        self.resume = None if config.fast_dev_run else self.config_init.resume
+        if self.resume:
+            self.resume.connect(self.best, files, timeout, self._run_defining_options())
+            callbacks.append(self.resume)
+        self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
-    def _options_of_this_run(self) -> dict[str, Any]:
-        may_change = [f"data.init_args.{name}" for name in getattr(self.data_class, "may_change", ())]
-        values = {key: value for key, value in self.config.items() if key.split(".")[0] in OPTIONS_OF_A_RUN}
-        return {re.sub(r"\W(init_args\W)?", " ", key): values[key] for key in values if key not in may_change}
+    def _run_defining_options(self) -> dict[str, Any]:
+        values = {key: value for key, value in self.config.items() if key.split(".")[0] in RUN_DEFINING_OPTIONS}
+        for name in getattr(self.data_class, "resume_safe_options", ()):
+            values.pop(f"data.init_args.{name}", None)
+        return {re.sub(r"\W(init_args\W)?", " ", key): value for key, value in values.items()}
 
-    def _check(self) -> None:
-        """Checks what can be wrong outside of the program, before anything is written; finds where to go on."""
-        config, trainer = self.config, self.trainer
-        for directory in (config.checkpoint.dirpath, config.model_dir):
+    def _check_before_training(self) -> None:
+        """Checks folders and data before anything is written, and finds the checkpoint to resume from."""
+        for directory in (self.config.checkpoint.dirpath, self.config.model_dir):
             if directory:
                 check_writable(directory)
-        if self.resume and trainer.node_rank == trainer.local_rank == 0:  # Lightning knows no global rank yet
-            self.resume.find(trainer, self.model, config.ckpt_path)
-        if trainer.local_rank == 0 and hasattr(self.datamodule, "check"):
-            self.datamodule.check()
+        trainer = self.trainer
+        if self.resume and trainer.node_rank == trainer.local_rank == 0:  # Lightning has no global rank yet
+            self.resume.find(trainer, self.model, self.config.ckpt_path)
+        if trainer.local_rank == 0 and hasattr(self.datamodule, "check_before_training"):
+            self.datamodule.check_before_training()
 
-    def places(self) -> dict[str, str]:
-        """Where the run's files are, and how to look at its curves."""
-        folders = [f"{logger.log_dir}, which this command shows:" for logger in self.trainer.loggers]
-        logs = "\n".join([*folders, f"tensorboard --logdir {self.config.logger.save_dir}"])
-        return {"checkpoints": self.best.folder} | ({"TensorBoard logs": logs} if folders else {})
+    @property
+    def has_test(self) -> bool:
+        source = self.datamodule or self.model
+        return is_overridden("test_step", self.model) and is_overridden("test_dataloader", source)
 
-    def end(self) -> None:
-        """Ends a run of which nothing is left to do; its last checkpoint says so."""
-        self.trainer.strategy.barrier()  # local mode ends all hosts with the first
+    @property
+    def model_path(self) -> Path:
+        return Path(self.config.model_dir or self.best.folder, "model.pt")
+
+    def output_paths(self) -> dict[str, Any]:
+        """Returns where the files of the run are, and the command that shows its curves."""
+        paths = {"model": self.model_path, "checkpoints": self.best.folder}
+        if self.trainer.loggers:
+            folders = [f"{logger.log_dir}, shown by:" for logger in self.trainer.loggers]
+            command = f"tensorboard --logdir {self.config.logger.save_dir}"
+            paths["TensorBoard logs"] = "\n".join([*folders, command])
+        return paths
+
+    def finish(self) -> None:
+        """Marks the run as finished, and ends the process group."""
+        self.trainer.strategy.barrier()  # local mode stops all hosts when the first one exits
         if self.resume:
-            self.resume.end(self.trainer)
+            self.resume.finish(self.trainer)
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
 
-# With unused parameters to find, DDP never sorts the gradients into new buckets, and so adds up those of more than two
-# ranks in the same order after a resume as before: exact in 6 of 6 drills, where "ddp" was in none.
+def join_values(args: list[str]) -> list[str]:
+    """Joins names and values, which SageMaker's toolkit separates, so that a value like -1e-3 is no option."""
+    names = args[::2]
+    if in_sagemaker() and len(args) % 2 == 0 and all(name.startswith("--") and "=" not in name for name in names):
+        return [f"{name}={value}" for name, value in zip(names, args[1::2], strict=True)]
+    return args
+
+
+def sagemaker_options() -> list[str]:
+    """Returns options for the hosts and folders of a SageMaker job."""
+    output_dir = sagemaker_env.output_dir()
+    checkpoint_dir = sagemaker_env.checkpoint_dir() or f"{output_dir}/checkpoints"
+    return [
+        f"--checkpoint.dirpath={checkpoint_dir}",
+        f"--logger.save_dir={output_dir}/tensorboard",
+        f"--model_dir={sagemaker_env.model_dir()}",
+        "--trainer.enable_progress_bar=false",
+        f"--trainer.num_nodes={len(sagemaker_env.hosts())}",
+    ]
+
+
 def register_strategies(timeout: float) -> None:
-    """Makes the processes of "ddp" wait for each other for `timeout` seconds, and adds "ddp_exact"."""
+    """Gives "ddp" a timeout in seconds, and adds "ddp_exact".
+
+    When DDP looks for unused parameters, it never sorts the gradients into new buckets. So it adds up those of more
+    than two ranks in the same order before and after a resume: bit-exact in 6 of 6 drills, while "ddp" was in none.
+    """
     limits = {"override": True, "timeout": timedelta(seconds=timeout)}
     StrategyRegistry.register("ddp", DDPStrategy, **limits)
     StrategyRegistry.register("ddp_exact", DDPStrategy, find_unused_parameters=True, **limits)
 
 
-def precision_here(precision: Any, accelerator: str) -> Any:
-    """What is as fast on this hardware, if it has no bfloat16 for bf16-mixed."""
+def supported_precision(precision: Any, accelerator: str) -> Any:
+    """Returns `precision`, or what is as fast on hardware without bfloat16 if it is bf16-mixed."""
     if precision != "bf16-mixed":
         return precision
     if accelerator != "cpu" and torch.cuda.is_available():
-        device, has_bf16, other = "GPU", torch.cuda.is_bf16_supported(including_emulation=False), "16-mixed"
+        device = "GPU"
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        replacement = "16-mixed"
     else:
         cpuinfo = Path("/proc/cpuinfo")
-        device, has_bf16, other = "CPU", cpuinfo.exists() and "bf16" in cpuinfo.read_text(), "32-true"
-    if not has_bf16 and int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        print(f"this {device} has no bfloat16: --trainer.precision={other} in place of bf16-mixed", flush=True)
-    return precision if has_bf16 else other
+        device = "CPU"
+        has_bf16 = cpuinfo.exists() and "bf16" in cpuinfo.read_text()
+        replacement = "32-true"
+    if not has_bf16 and local_rank() == 0:
+        print(f"this {device} has no bfloat16: using --trainer.precision={replacement} instead", flush=True)
+    return precision if has_bf16 else replacement
 
 
 def check_devices(accelerator: str, devices: Any) -> None:
-    """Raises ValueError for a GPU that is not there, and for more processes on the CPU than it has cores."""
+    """Raises ValueError for a GPU that is missing, and for more processes on the CPU than it has cores."""
     has_gpu = accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
     if not has_gpu and (accelerator in ("gpu", "cuda") or str(devices) == "-1"):
-        line = f"needs a GPU, and torch {torch.__version__}, made for CUDA {torch.version.cuda}, finds none"
+        options = f"--trainer.accelerator={accelerator} --trainer.devices={devices}"
+        reason = f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, finds no GPU"
         advice = "train on the CPU with --trainer.accelerator=cpu --trainer.devices=1"
-        raise ValueError(f"--trainer.accelerator={accelerator} --trainer.devices={devices}: {line}; {advice}")
-    # Each is a process, and 300 of them have taken all memory of a machine.
-    if not has_gpu and str(devices) not in ["auto", *map(str, range(1, os.cpu_count() + 1))]:
-        raise ValueError(f"--trainer.devices={devices}: on the CPU it is a number of processes, 1 to {os.cpu_count()}")
+        raise ValueError(f"{options}: {reason}; {advice}")
+    # Each is a process, and 300 of them used up the memory of a machine.
+    num_cores = os.cpu_count()
+    if not has_gpu and str(devices) not in ["auto", *map(str, range(1, num_cores + 1))]:
+        raise ValueError(f"--trainer.devices={devices}: on the CPU, must be 1 to {num_cores} processes")

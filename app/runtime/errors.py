@@ -1,7 +1,8 @@
-"""Whatever ends a run too early: one line on stderr, and an exit code that says whose fault it was."""
+"""How a run that fails reports the reason: one line on stderr, and an exit code."""
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import sys
@@ -9,47 +10,77 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from sagemaker_env import report_failure
+from sagemaker_env import PEER_LOST, STOPPED, report_failure
 from torch.distributed import DistError
 
 
-class AgreedEnd(Exception):
-    """All ranks end after the same step: its message and its exit code."""
+class CoordinatedExit(Exception):
+    """All ranks exit after the same step.
+
+    Args:
+        reason: What is reported.
+        code: Exit code of the program.
+    """
+
+    def __init__(self, reason: str, code: int):
+        super().__init__(reason)
+        self.code = code
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends a program with 2 for what it was given, 1 for what went wrong, 128 + n for signal n; SageMaker gets why."""
+    """Turns exceptions into one line on stderr and an exit code, and reports them to SageMaker.
+
+    The exit code is 2 for wrong input, 1 for failures, 128 + n after signal n. Unexpected exceptions keep their
+    traceback.
+    """
     try:
         yield
     except MisconfigurationException as error:
         exit_with(error, 2)
-    except AgreedEnd as end:
-        if int(os.environ.get("LOCAL_RANK", 0)):
-            sys.exit(0)  # Lightning kills a host's first rank if another one ends with an error, and that one reports
-        exit_with(*end.args)
+    except CoordinatedExit as error:
+        if local_rank():
+            sys.exit(0)  # if another rank of a host fails first, Lightning kills the one that reports
+        exit_with(error, error.code, STOPPED if error.code > 128 else None)
     except KeyboardInterrupt:  # before there is anything to save
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             exit_with(error, 2)
-        of_gloo = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "pair closure"))
-        if isinstance(error, DistError) or of_gloo:
-            reason = "the processes have not found, or have lost, each other within --process_group_timeout"
-            exit_with(f"{reason}: {error}", 1)
+        if is_lost_peer(error):
+            exit_with(f"lost contact with a peer (see --process_group_timeout): {error}", 1, PEER_LOST)
         report_failure(f"{type(error).__name__}: {error}")
         raise
 
 
-def exit_with(reason: object, code: int) -> NoReturn:
+def is_lost_peer(error: Exception) -> bool:
+    """Returns whether an exception of torch.distributed means that another rank failed or hangs."""
+    is_from_gloo = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "pair closure"))
+    return isinstance(error, DistError) or is_from_gloo
+
+
+def exit_with(reason: object, code: int, tag: str | None = None) -> NoReturn:
     """Ends the program with one line on stderr."""
-    message = f"train.py: error: {' '.join(str(reason).split())}"
-    report_failure(message)
-    print(message, file=sys.stderr)
+    message = " ".join(str(reason).split())
+    report_failure(f"train.py: error: {message}", tag)
+    show("error", message)
     sys.exit(code)
 
 
 def warn(message: str) -> None:
-    """Says on stderr, once per host, what does not end the program."""
-    if not int(os.environ.get("LOCAL_RANK", 0)):
-        print(f"train.py: warning: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    """Prints a warning on stderr, once per host."""
+    if not local_rank():
+        show("warning", " ".join(message.split()))
+
+
+def show(level: str, message: str) -> None:
+    """Prints a line on stderr, and appends it as JSON to the file of TRAIN_MESSAGES_FILE, for other programs."""
+    print(f"train.py: {level}: {message}", file=sys.stderr, flush=True)
+    if path := os.environ.get("TRAIN_MESSAGES_FILE"):
+        with open(path, "a") as file:
+            file.write(json.dumps({"level": level, "message": message}) + "\n")
+
+
+def local_rank() -> int:
+    """Returns the rank of this process on its host, before Lightning has one, too."""
+    return int(os.environ.get("LOCAL_RANK", 0))

@@ -1,4 +1,4 @@
-"""Writing files: whether it can be done at all, and so that a power cut leaves all of a file on disk."""
+"""Writing files durably, and checking beforehand whether they can be written."""
 
 import io
 import os
@@ -9,9 +9,14 @@ import torch
 
 
 def check_writable(directory: str) -> None:
-    """Raises OSError if nothing can be written to `directory`, existing or not, and leaves no trace."""
+    """Checks that files can be written to a folder, whether it exists or not, and leaves no trace.
+
+    Raises:
+        OSError: If nothing can be written there.
+        ValueError: If it is an address such as s3://….
+    """
     if "://" in directory:
-        raise ValueError(f"{directory} must be a folder; run_sagemaker.py can have SageMaker copy a folder to S3")
+        raise ValueError(f"{directory}: expected a local folder")
     path = Path(directory).absolute()
     while not os.path.lexists(path):
         path = path.parent
@@ -19,14 +24,14 @@ def check_writable(directory: str) -> None:
 
 
 def to_bytes(obj: object) -> memoryview:
-    """What `torch.save` makes of an object: a zip file, whose members have checksums."""
+    """Returns what `torch.save` writes: a zip file, whose members have checksums."""
     buffer = io.BytesIO()
     torch.save(obj, buffer)
     return buffer.getbuffer()
 
 
 def write_durably(content: bytes | memoryview, path: Path) -> None:
-    """Writes a file that is on disk when this returns; OSError, and no file, if that fails."""
+    """Writes a file that is on disk when this returns; raises OSError, and leaves no file, if that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(path, "wb") as file:

@@ -1,61 +1,88 @@
-"""A loader for data that lies in memory: it yields indices, and whoever has the tensors gathers the batch."""
+"""A loader for data sets that fit in memory: it yields indices, and the data module gathers the batch."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-ORDER = 0  # the stream of random numbers that shuffles; with the same seed, others are free for other purposes
+ORDER = 0  # the random stream of the shuffling; with the same seed, other numbers are free for other purposes
 
 
-def generator(*key: int) -> torch.Generator:
-    """A CPU random generator that depends on the non-negative numbers of `key` alone."""
+def seeded_generator(*key: int) -> torch.Generator:
+    """Returns a CPU random generator that depends only on the non-negative integers of `key`."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
 class IndexLoader:
-    """Yields this rank's samples as one int64 tensor of indices per batch.
+    """Yields one int64 tensor of sample indices per batch: this rank's part of the global batch.
 
-    The global batches of an epoch do not depend on the world size, and each rank takes its part of every one.
-    With a seed, the samples come in a new order every epoch, and up to 2 * world_size - 1 of them are left out of it,
-    so that all ranks have equal batches of at least two, as BatchNorm needs. Without, the ranks share all samples.
+    The global batches of an epoch do not depend on the world size. No rank ever gets an empty batch.
+    With a seed, the order changes every epoch, and up to 2 * world_size - 1 samples are left out of each epoch,
+    so that all ranks have batches of equal size, and of at least two samples, as BatchNorm requires.
+    Without a seed, each sample is yielded exactly once, by one rank: a last global batch with fewer samples than
+    ranks is merged into the one before.
+
+    Args:
+        num_samples: Size of the data set.
+        batch_size: Samples per rank and batch, from 1.
+        seed: Seed of the shuffling, from 0, or None to keep the order.
+        rank: Global rank of this process.
+        world_size: Number of processes.
+
+    Raises:
+        MisconfigurationException: If there is no seed and there are fewer samples than ranks.
     """
 
     def __init__(self, num_samples: int, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1):
-        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
-        self.rank, self.world_size, self.global_batch_size = rank, world_size, batch_size * world_size
+        if seed is None and num_samples < world_size:
+            raise MisconfigurationException(
+                f"{num_samples} samples to evaluate: expected at least {world_size}, one per process"
+            )
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.global_batch_size = batch_size * world_size
         self.batch_sampler = self.sampler = self  # where Lightning looks for set_epoch
-        self.epoch, self._start, self._position = 0, 0, 0  # of the next pass and of this one, in global samples
+        self.epoch = 0
+        self._start = self._position = 0  # of the next pass, and of this one, in global samples
 
     def set_epoch(self, epoch: int) -> None:
-        if epoch != self.epoch:  # only the epoch of a loaded state starts where that was
-            self.epoch, self._start, self._position = epoch, 0, 0
+        if epoch != self.epoch:  # a loaded position is only valid in its own epoch
+            self.epoch = epoch
+            self._start = self._position = 0
 
     def __len__(self) -> int:
         num_full, num_left = divmod(self.num_samples, self.global_batch_size)
-        least = 1 if self.seed is None else self.world_size * min(2, self.batch_size)
-        return num_full + (num_left >= least)
+        min_samples = self.world_size if self.seed is None else self.world_size * min(2, self.batch_size)
+        return num_full + (num_left >= min_samples)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         # Nothing is read before the first `next`, because Lightning calls `set_epoch` after `iter` when it resumes.
         order = torch.arange(self.num_samples)
         if self.seed is not None:
-            order = torch.randperm(self.num_samples, generator=generator(self.seed, ORDER, self.epoch))
+            order = torch.randperm(self.num_samples, generator=seeded_generator(self.seed, ORDER, self.epoch))
             order = order[: self.num_samples // self.world_size * self.world_size][: len(self) * self.global_batch_size]
-        for start in range(self._start, len(order), self.global_batch_size):
-            stop = start + self.global_batch_size
-            self._position = stop if stop < len(order) else self.num_samples  # also if the last ones are left out
+        last_start = (len(self) - 1) * self.global_batch_size
+        for start in range(self._start, last_start + 1, self.global_batch_size):
+            stop = len(order) if start == last_start else start + self.global_batch_size
+            self._position = stop if stop < len(order) else self.num_samples  # samples left out count as done
             yield order[start:stop].tensor_split(self.world_size)[self.rank]
         self._start = 0
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its samples the batches so far had on all ranks together."""
+        """Returns the epoch and the number of its samples that all ranks together have been given."""
         return {"epoch": self.epoch, "num_samples": self._position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on from a loader's state; ValueError if no batch of this one begins there."""
-        epoch, position, size = state["epoch"], state["num_samples"], self.global_batch_size
+        """Resumes at the position of a saved state; ValueError if no batch of this loader begins there."""
+        position, size = state["num_samples"], self.global_batch_size
         if position != self.num_samples and (position % size or position > self.num_samples):
-            line = f"cannot go on after {position} of {self.num_samples} samples with a global batch of {size}"
-            raise ValueError(f"{line}: choose the batch size that makes the global batch what it was")
-        self.epoch, self._start, self._position = epoch, position, position
+            where = f"after {position} of {self.num_samples} samples"
+            raise ValueError(
+                f"cannot resume {where} with a global batch size of {size}: match the batch size of before"
+            )
+        self.epoch = state["epoch"]
+        self._start = self._position = position

@@ -1,26 +1,35 @@
-"""The private names of Lightning that are used, each with its reason; tests/test_private_names.py holds them."""
+"""All private names of Lightning that this package uses, each with its reason; tests/test_private_names.py checks them.
 
-# Lightning 2.6 has no public way to save between two steps, or to go on from there with the loader's own position.
+Lightning 2.6 has no public way to save a checkpoint between two steps, or to resume from there with the loader's own
+position and the sums of the epoch.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from lightning_fabric.utilities import move_data_to_device
 from lightning_fabric.utilities.data import _set_sampler_epoch
 from lightning_fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning_fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning_fabric.utilities.types import _Stateful
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.trainer.connectors.logger_connector.result import _ResultCollection, _ResultMetric
 from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torchmetrics import Metric, MetricCollection
 
 set_random_states = _set_rng_states
-WITHOUT_ORDER = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSamplerWrapper)
+# Samplers with a new order each time they are asked, also when a loader resumes.
+NON_REPRODUCIBLE_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSamplerWrapper)
 
 
-# The moment before a training batch is fetched is the only one between two steps: all hooks of the last one, its
-# metrics, its schedulers and a validation after it are done, and the loader has not moved on. The hook
-# on_train_batch_end comes before half of that.
 def call_between_steps(trainer: Trainer, function: Callable[[], None]) -> None:
+    """Calls a function before each training batch is fetched.
+
+    Only then is all of the last step done, with its metrics, schedulers and a validation after it, while the loader
+    has not moved on. The hook on_train_batch_end comes before half of that.
+    """
     loop = trainer.fit_loop.epoch_loop
     start_profiler = loop._on_before_fetch
 
@@ -31,13 +40,13 @@ def call_between_steps(trainer: Trainer, function: Callable[[], None]) -> None:
     loop._on_before_fetch = before_fetch
 
 
-# `batch_idx` is that of the last batch, also between two epochs.
 def num_batches_done(trainer: Trainer) -> int:
+    """Returns the number of batches done in this epoch; `batch_idx` is the last batch's also between two epochs."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
-# `global_step` counts the steps of each optimizer; loggers count them once.
 def num_steps_done(trainer: Trainer) -> int:
+    """Returns the number of steps as loggers count them; `global_step` counts those of each optimizer."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
@@ -45,43 +54,57 @@ def loaders(trainer: Trainer) -> list[Any]:
     return trainer.fit_loop._combined_loader.flattened
 
 
-# Lightning itself saves the loaders' positions of rank 0 only.
-def state_of_rank(trainer: Trainer) -> dict[str, Any]:
-    states = [loader.state_dict() for loader in loaders(trainer)] if can_tell_positions(trainer) else None
-    return {"random_states": _collect_rng_states(), "loaders": states}
+def rank_state(trainer: Trainer) -> dict[str, Any]:
+    """Returns what each rank has of its own: Lightning itself saves the loaders of rank 0 only, and no sums."""
+    states = [loader.state_dict() for loader in loaders(trainer)] if loaders_are_stateful(trainer) else None
+    return {
+        "random_states": _collect_rng_states(),
+        "loaders": states,
+        "epoch_sums": epoch_sums(trainer),
+        "metrics": {name: metric_state(metric) for name, metric in metrics(trainer.lightning_module).items()},
+    }
 
 
-# From loaders without a length Lightning fetches a batch too many. Samplers of these kinds, and what Lightning makes of
-# torchdata's in several processes, have another order each time they are asked, also when a loader goes on.
-def can_tell_positions(trainer: Trainer) -> bool:
+def loaders_are_stateful(trainer: Trainer) -> bool:
+    """Returns whether all training loaders can resume within an epoch."""
     for loader in loaders(trainer):
         parts = [loader, getattr(loader, "batch_sampler", None)]
-        has_order = not any(isinstance(getattr(part, "sampler", None), WITHOUT_ORDER) for part in parts)
-        if not (has_order and isinstance(loader, _Stateful)):
+        samplers = [getattr(part, "sampler", None) for part in parts]
+        is_reproducible = not any(isinstance(sampler, NON_REPRODUCIBLE_SAMPLERS) for sampler in samplers)
+        if not (is_reproducible and isinstance(loader, _Stateful)):
             return False
-    return trainer.num_training_batches != float("inf")
+    return trainer.num_training_batches != float("inf")  # without a length Lightning fetches a batch in advance
 
 
-# Nothing saves gradients that accumulate, and Lightning would count a validation that has just been twice.
-def can_go_on_from_here(trainer: Trainer) -> bool:
+def is_resumable_point(trainer: Trainer) -> bool:
+    """Returns whether a run can resume from here.
+
+    Accumulated gradients are not saved, and Lightning would count a validation that has just been done twice.
+    """
     loop = trainer.fit_loop.epoch_loop
-    is_free = not loop._should_accumulate() and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
-    return is_free and can_tell_positions(trainer)
+    is_accumulating = loop._should_accumulate()
+    is_after_validation = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    return not is_accumulating and not is_after_validation and loaders_are_stateful(trainer)
 
 
-# From a path, Lightning would read one file per rank, which on other hosts may be older or missing.
-def restore_later(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+def preload_checkpoint(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Makes Lightning restore a checkpoint from memory.
+
+    Given a path, Lightning would read a file on each rank, which may be older or missing on other hosts.
+    """
     checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
     trainer._checkpoint_connector._loaded_checkpoint = checkpoint
 
 
-def go_on(trainer: Trainer, is_between_steps: bool, states: list[dict] | None, metrics: dict[str, Any]) -> None:
-    """Does what Lightning leaves out when it resumes, in on_train_start."""
+def restore_loop_state(
+    trainer: Trainer, is_between_steps: bool, states: list[dict] | None, metrics: dict[str, Any]
+) -> None:
+    """Restores in on_train_start what Lightning leaves out when it resumes."""
     loop = trainer.fit_loop
     loop._restarting = False  # or no plateau scheduler steps at the end of the epoch
     if not is_between_steps or not num_batches_done(trainer):
         loop.epoch_loop._restarting = False  # or the first batch of the epoch is not trained
-    trainer._logger_connector._callback_metrics.update(metrics)  # which callbacks monitor, also without a validation
+    trainer._logger_connector._callback_metrics.update(metrics)  # for callbacks that monitor before a validation
     if is_between_steps:
         for loader, state in zip(loaders(trainer), states or [None] * len(loaders(trainer)), strict=True):
             _set_sampler_epoch(loader, trainer.current_epoch)  # Lightning does it after the iterator is made
@@ -90,6 +113,68 @@ def go_on(trainer: Trainer, is_between_steps: bool, states: list[dict] | None, m
         iter(loop._data_fetcher)
 
 
-# TensorBoard ignores what was logged from `purge_step` on.
+class ResumedResults(_ResultCollection):
+    """Lightning's values of `self.log` in training, which continue the sums of an epoch that was interrupted.
+
+    Args:
+        sums: What `epoch_sums` has returned, of one or several ranks.
+    """
+
+    def __init__(self, sums: list[dict[str, Any]]):
+        super().__init__(training=True)
+        self.sums = sums
+
+    def __setitem__(self, key: str, result: _ResultMetric) -> None:
+        for sums in self.sums:
+            if key in sums:
+                is_extremum = result.meta.is_max_reduction or result.meta.is_min_reduction
+                combine = result.meta.reduce_fx if is_extremum else torch.add
+                result.value = combine(result.value, sums[key]["value"])
+                if result.meta.is_mean_reduction:
+                    result.cumulated_batch_size = result.cumulated_batch_size + sums[key]["batch_size"]
+        super().__setitem__(key, result)
+
+    def reset(self, *args: Any, **kwargs: Any) -> None:
+        self.sums = []  # they are of one epoch only
+        super().reset(*args, **kwargs)
+
+
+def epoch_sums(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    """Returns the sums, on this rank, of all tensors that the module logs per epoch."""
+    results = trainer.fit_loop.epoch_loop._results
+    return {
+        key: {"value": result.value.cpu(), "batch_size": int(getattr(result, "cumulated_batch_size", 0))}
+        for key, result in results.items()
+        if result.is_tensor and result.meta.on_epoch and not result.has_reset
+    }
+
+
+def restore_epoch_sums(trainer: Trainer, sums: list[dict[str, Any]]) -> None:
+    trainer.fit_loop.epoch_loop._results = ResumedResults(sums)
+
+
+def metrics(module: LightningModule) -> dict[str, Metric]:
+    """Returns the torchmetrics of a module by name, each with a state of its own."""
+    for part in module.modules():
+        if isinstance(part, MetricCollection):
+            part.values(copy_state=True)  # metrics of a compute group share the state of the first of them
+    return {name: part for name, part in module.named_modules() if isinstance(part, Metric)}
+
+
+def metric_state(metric: Metric) -> dict[str, Any]:
+    values = move_data_to_device(dict(metric.metric_state), torch.device("cpu"))
+    return {"values": values, "update_count": metric._update_count}
+
+
+def restore_metrics(module: LightningModule, states: dict[str, dict[str, Any]]) -> None:
+    found = metrics(module)
+    for name in found.keys() & states.keys():
+        for key, value in states[name]["values"].items():
+            setattr(found[name], key, move_data_to_device(value, found[name].device))
+        found[name]._update_count = states[name]["update_count"]
+
+
 def continue_version(logger: TensorBoardLogger, version: int | str | None, purge_step: int) -> None:
-    logger._version, logger._kwargs["purge_step"] = version, purge_step
+    """Makes a logger append to a version; TensorBoard ignores what was logged there from `purge_step` on."""
+    logger._version = version
+    logger._kwargs["purge_step"] = purge_step

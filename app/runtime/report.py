@@ -1,56 +1,115 @@
-"""What a run says of itself: what trains, the metrics of each epoch, and in the end where everything is."""
+"""What a run reports: the training processes, the metrics and the throughput of each epoch, and a summary."""
 
+import time
 from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint, LearningRateMonitor
 
 from runtime.private_lightning import loaders
 
 
-class Report(Checkpoint):  # which Lightning calls after the module's own hooks, where most modules log
-    """Prints what trains and, where asked to, what the module logs per epoch."""
+class Report(Checkpoint):  # as Lightning calls these after the module's own hooks, where many modules log
+    """Logs the throughput of each epoch, and prints the training processes and, if asked to, each epoch's metrics.
 
-    def __init__(self, print_epochs: bool):
+    The throughput, of all processes without the time of validation, is logged as `samples_per_second` if all training
+    loaders have a batch size; the data module's `samples_name` replaces the word "samples".
+
+    Args:
+        print_epochs: Print a line of metrics after each epoch and after the test.
+        samples_name: Plural of what a sample is, such as "images".
+    """
+
+    def __init__(self, print_epochs: bool, samples_name: str = "samples"):
         self.print_epochs = print_epochs
+        self.samples_name = samples_name
+        self.num_batches = 0
+        self.start = 0.0  # of the epoch, later by the time of its validations
+        self.validation_start = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        sizes = [num_samples_per_batch(loader, trainer.world_size) for loader in loaders(trainer)]
-        samples = f"{sum(sizes) * trainer.accumulate_grad_batches} samples per step, " if all(sizes) else ""
+        self._start_epoch()  # Lightning omits on_train_epoch_start when it resumes within an epoch
+        num_samples = num_samples_per_batch(trainer) * trainer.accumulate_grad_batches
+        samples = f"{num_samples} samples per step, " if num_samples else ""
         if trainer.is_global_zero:
             processes = f"{trainer.world_size} process{'es' if trainer.world_size > 1 else ''}"
             hosts = f"{trainer.num_nodes} host{'s' if trainer.num_nodes > 1 else ''}"
-            where = f"{processes} on {hosts}, device {trainer.strategy.root_device.type}"
-            print(f"training in {where}, {samples}from step {trainer.global_step}", flush=True)
+            device = trainer.strategy.root_device.type
+            line = f"training in {processes} on {hosts}, device {device}, {samples}from step {trainer.global_step}"
+            print(line, flush=True)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start_epoch()
+
+    def _start_epoch(self) -> None:
+        self.num_batches = 0
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.num_batches += 1
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validation_start = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start += time.perf_counter() - self.validation_start
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._print(trainer, {"epoch": trainer.current_epoch, "step": trainer.global_step})
+        metrics = logged_metrics(trainer)  # waits for a GPU to be done
+        num_samples = self.num_batches * num_samples_per_batch(trainer)
+        if num_samples:
+            throughput = {f"{self.samples_name}_per_second": num_samples / (time.perf_counter() - self.start)}
+            pl_module.log_dict(throughput)
+            metrics |= throughput
+        self._print(trainer, {"epoch": trainer.current_epoch, "step": trainer.global_step} | metrics)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._print(trainer, {})
+        self._print(trainer, logged_metrics(trainer))
 
-    def _print(self, trainer: Trainer, progress: dict[str, int]) -> None:
-        values = progress | logged_metrics(trainer)
+    def _print(self, trainer: Trainer, values: dict[str, float]) -> None:
         if self.print_epochs and trainer.is_global_zero:
             print(*(f"{key}={value:.6g}" for key, value in values.items()), flush=True)
 
 
 def logged_metrics(trainer: Trainer) -> dict[str, float]:
-    """What the module has logged, those of training first, without the copies that Lightning makes per step."""
+    """Returns the metrics that the module has logged, those of training first.
+
+    Learning rates, and the copies that Lightning makes per step and per epoch, are left out.
+    """
     logged = trainer.callback_metrics
-    copies = {f"{name}_{kind}" for name in logged for kind in ("step", "epoch")}
+    others = {f"{name}_{kind}" for name in logged for kind in ("step", "epoch")}
+    for callback in trainer.callbacks:
+        if isinstance(callback, LearningRateMonitor):
+            others |= set(callback.lrs)
     names = sorted(logged, key=lambda name: [not name.startswith(kind) for kind in ("train", "val")])
-    return {name: float(logged[name]) for name in names if name not in copies}
+    return {name: float(logged[name]) for name in names if name not in others}
 
 
-# 0 is for a loader that cannot tell. For several processes Lightning moves the batch size into the sampler.
-def num_samples_per_batch(loader: Any, world_size: int) -> int:
-    sizes = [getattr(part, "batch_size", 0) or 0 for part in (loader, getattr(loader, "batch_sampler", None))]
-    return getattr(loader, "global_batch_size", max(sizes) * world_size)
+def num_samples_per_batch(trainer: Trainer) -> int:
+    """Returns the samples of a batch on all ranks together, or 0 if a loader has no batch size."""
+    num_samples = 0
+    for loader in loaders(trainer):
+        # For several processes Lightning moves the batch size into the sampler.
+        sizes = [getattr(part, "batch_size", 0) or 0 for part in (loader, getattr(loader, "batch_sampler", None))]
+        size = getattr(loader, "global_batch_size", max(sizes) * trainer.world_size)
+        if not size:
+            return 0
+        num_samples += size
+    return num_samples
 
 
-def print_summary(rows: dict[str, Any]) -> None:
-    """Prints names and values in two columns."""
+def print_summary(trainer: Trainer, data: LightningDataModule | None, paths: dict[str, Any]) -> None:
+    """Prints the last metrics and where everything is, in two columns. `test_acc` is shown as a percentage."""
+    if not trainer.is_global_zero:
+        return
+    metrics = logged_metrics(trainer)
+    rows = {}
+    if 0 <= metrics.get("test_acc", -1) <= 1:
+        description = getattr(data, "description", "test data")
+        rows["test accuracy"] = f"{metrics.pop('test_acc'):.1%} on {description}"
+    rows |= {name: f"{value:.6g}" for name, value in metrics.items()} | paths
     width = max(map(len, rows)) + 2
-    values = {name: str(value).replace("\n", "\n" + " " * width) for name, value in rows.items()}
-    print("", *(f"{name:{width}}{value}" for name, value in values.items()), sep="\n", flush=True)
+    print()
+    for name, value in rows.items():
+        lines = str(value).replace("\n", "\n" + " " * width)
+        print(f"{name:{width}}{lines}", flush=True)

@@ -1,113 +1,157 @@
-"""A run that was stopped goes on where it was, bit for bit, whatever it trains and whatever has stopped it."""
+"""Resuming an interrupted run where it was, bit for bit, whatever it trains and whatever has stopped it."""
 
 import signal
 import time
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from sagemaker_env import in_sagemaker, job_name
 
 from runtime import private_lightning
 from runtime.best_network import BestNetwork
-from runtime.checkpoint_files import CheckpointFiles, end_mark
-from runtime.errors import AgreedEnd
+from runtime.checkpoint_files import CheckpointFiles
+from runtime.errors import CoordinatedExit
+
+# Points of a run at which a checkpoint is saved.
+BETWEEN_STEPS = "between steps"
+END = "end"
 
 
 class Resume(Checkpoint):
-    """Saves what a run needs to go on, after a step, an epoch, or all, and goes on from there. Rank 0 has the files."""
+    """Saves checkpoints from which a run can resume, and resumes from them. Only rank 0 has the files.
 
-    def __init__(self, best: BestNetwork, files: CheckpointFiles, timeout: float, options: dict[str, Any]):
-        self.best, self.files, self.options = best, files, options
+    A checkpoint is saved after the first step, at the end of each epoch and of the run, and within an epoch at these
+    intervals:
+
+    Args:
+        every_n_minutes: Minutes between two checkpoints within an epoch; 0 disables this.
+        every_n_steps: Steps between two checkpoints within an epoch; 0 disables this.
+    """
+
+    def __init__(self, every_n_minutes: NonNegativeFloat = 5.0, every_n_steps: NonNegativeInt = 0):
+        self.every_n_seconds = every_n_minutes * 60
+        self.every_n_steps = every_n_steps
+        self.checkpoint: dict[str, Any] | None = None  # from which this run resumes
+        self._point = END
+        self._rank_state: dict[str, Any] | None = None
+        self._last_step: int | None = None
+        self._last_time = time.monotonic()
+
+    def connect(self, best: BestNetwork, files: CheckpointFiles, timeout: float, options: dict[str, Any]) -> None:
+        """Connects this callback with the other parts of the run.
+
+        Args:
+            best: Callback that knows the file of the best network.
+            files: Checkpoints of this and earlier runs.
+            timeout: Seconds after which a rank that does not respond counts as lost.
+            options: Options of this run; a run resumes only from a checkpoint with the same options.
+        """
+        self.best = best
+        self.files = files
+        self.options = options
         self.stop_signal = StopSignal(timeout)
-        self.found: dict[str, Any] | None = None  # the checkpoint from which this run goes on
-        self._point, self._random_states, self._last_step = "end", None, None
 
     def find(self, trainer: Trainer, model: LightningModule, ckpt_path: str | None) -> None:
-        """Finds the checkpoint to go on from, on rank 0, before training begins. Raises ValueError."""
-        self.found = self.files.find(ckpt_path, model, self.options)
-        states = self.found["resume"]["loggers"] if self.found else []
+        """Finds the checkpoint to resume from, on rank 0, before training begins. Raises ValueError."""
+        self.checkpoint = self.files.find_resumable(ckpt_path, model, self.options)
+        states = self.checkpoint["resume"]["loggers"] if self.checkpoint else []
         for logger, state in zip(trainer.loggers, states, strict=False):
             if state is not None:
                 logger.load_state_dict(state)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self.found = trainer.strategy.broadcast(self.found)
-            if self.found:
-                private_lightning.restore_later(trainer, self.found)
+            self.checkpoint = trainer.strategy.broadcast(self.checkpoint)
+            if self.checkpoint:
+                private_lightning.preload_checkpoint(trainer, self.checkpoint)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.stop_signal.listen()
+        self.stop_signal.install_handlers()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.stop_signal.listen()
+        self.stop_signal.install_handlers()
         private_lightning.call_between_steps(trainer, partial(self._between_steps, trainer))
         self._last_time = time.monotonic()
-        if trainer.is_global_zero and not private_lightning.can_tell_positions(trainer):
-            line = "the training loader cannot tell its position, so an interrupted run goes on from the end of an"
-            print(f"{line} epoch; torchdata's StatefulDataLoader can", flush=True)
-        if self.found:
-            state, self.found = self.found["resume"], None
-            before, now, same_ranks = state["shape"], shape(trainer), len(state["ranks"]) == trainer.world_size
-            if before != now:
-                line = f"is of a run with {before}, not {now}: make them the same, or start anew with --ckpt_path=none"
-                raise AgreedEnd(f"{self.files.kept[0] if self.files.kept else 'the checkpoint'} {line}", 2)
-            if not same_ranks and trainer.is_global_zero:
-                print(f"{trainer.world_size} processes instead of {len(state['ranks'])} go on, so not bit for bit")
-            rank = state["ranks"][trainer.global_rank if same_ranks else 0]
-            private_lightning.go_on(trainer, state["point"] == "between steps", rank["loaders"], state["metrics"])
-            self._last_step = private_lightning.num_steps_done(trainer)
-            self._random_states = rank["random_states"] if same_ranks else None
+        if trainer.is_global_zero and not private_lightning.loaders_are_stateful(trainer):
+            print(
+                "the training loader is not stateful: an interrupted run resumes from the last complete epoch",
+                flush=True,
+            )
+        if self.checkpoint:
+            self._restore(trainer, self.checkpoint["resume"])
+            self.checkpoint = None
+
+    def _restore(self, trainer: Trainer, state: dict[str, Any]) -> None:
+        ranks = state["ranks"]
+        rank, world_size = trainer.global_rank, trainer.world_size
+        if state["batch_geometry"] != batch_geometry(trainer):
+            path = self.files.kept[0] if self.files.kept else "the checkpoint"
+            difference = f"was saved with {state['batch_geometry']}, this run has {batch_geometry(trainer)}"
+            raise CoordinatedExit(f"{path} {difference}: match them, or start from scratch with --ckpt_path=none", 2)
+        has_same_ranks = len(ranks) == world_size
+        if not has_same_ranks and trainer.is_global_zero:
+            print(f"resuming on {world_size} processes instead of {len(ranks)}, so not bit-exact", flush=True)
+        rank_state = ranks[rank if has_same_ranks else 0]
+        is_between_steps = state["point"] == BETWEEN_STEPS
+        private_lightning.restore_loop_state(trainer, is_between_steps, rank_state["loaders"], state["metrics"])
+        private_lightning.restore_epoch_sums(trainer, [each["epoch_sums"] for each in ranks[rank::world_size]])
+        self._last_step = private_lightning.num_steps_done(trainer)
+        self._rank_state = rank_state if has_same_ranks else None
 
     def _between_steps(self, trainer: Trainer) -> None:
-        if self._random_states:
-            private_lightning.set_random_states(self._random_states)
-            self._random_states = None
+        if self._rank_state:
+            private_lightning.restore_metrics(trainer.lightning_module, self._rank_state["metrics"])
+            private_lightning.set_random_states(self._rank_state["random_states"])
+            self._rank_state = None
         is_new_epoch = not private_lightning.num_batches_done(trainer)
         num_steps = private_lightning.num_steps_done(trainer) - (self._last_step or 0)
-        is_late = 0 < self.best.every_n_seconds <= time.monotonic() - self._last_time
-        signum, is_late = self.stop_signal.agree(trainer, is_late)
-        is_due = is_new_epoch or self._last_step is None or 0 < self.best.every_n_steps <= num_steps
-        is_due |= is_late and num_steps > 1  # the ranks still say that it was late in the step after a checkpoint
-        if num_steps and (is_due or signum) and (is_new_epoch or private_lightning.can_go_on_from_here(trainer)):
-            self._save(trainer, "between steps")
-        self._stop_if_asked(trainer, signum)
+        is_late = 0 < self.every_n_seconds <= time.monotonic() - self._last_time
+        signum, is_late = self.stop_signal.all_reduce(trainer, is_late)
+        is_due = is_new_epoch or self._last_step is None or 0 < self.every_n_steps <= num_steps
+        is_due |= is_late and num_steps > 1  # the ranks still report it in the step after a checkpoint
+        if num_steps and (is_due or signum) and (is_new_epoch or private_lightning.is_resumable_point(trainer)):
+            self._save(trainer, BETWEEN_STEPS)
+        self._exit_if_stopped(trainer, signum)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        # Ranks whose loaders have no length may have different numbers of batches, and so could not agree.
+        # Ranks whose loaders have no length may have different numbers of batches, and cannot reduce after each.
         if trainer.state.fn == "fit" and not trainer.sanity_checking and float("inf") not in trainer.num_val_batches:
-            self._stop_if_asked(trainer, self.stop_signal.agree(trainer)[0])
+            self._exit_if_stopped(trainer, self.stop_signal.all_reduce(trainer)[0])
 
-    def _stop_if_asked(self, trainer: Trainer, signum: int) -> None:
+    def _exit_if_stopped(self, trainer: Trainer, signum: int) -> None:
         if signum:
             trainer.strategy.barrier()
-            reason = f"stopped by {signal.Signals(signum).name} after step {trainer.global_step}"
-            self._end(trainer, reason, 128 + signum)
+            self._exit(
+                trainer, f"stopped by {signal.Signals(signum).name} after step {trainer.global_step}", 128 + signum
+            )
 
-    def _end(self, trainer: Trainer, reason: str, code: int) -> None:
-        where = f"goes on from {self.files.kept[-1]}" if self.files.kept else "starts anew"
-        raise AgreedEnd(f"{reason}; the same command {where if trainer.is_global_zero else 'goes on'}", code)
+    def _exit(self, trainer: Trainer, reason: str, code: int) -> NoReturn:
+        resumes = f"resumes from {self.files.kept[-1]}" if self.files.kept else "starts from scratch"
+        raise CoordinatedExit(f"{reason}; the same command {resumes if trainer.is_global_zero else 'resumes'}", code)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer, "end")
+        self._save(trainer, END)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is saved
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # everything is saved
 
     def _save(self, trainer: Trainer, point: str) -> None:
         is_finite = all(bool(torch.isfinite(weight).all()) for weight in trainer.lightning_module.parameters())
         if not trainer.strategy.reduce_boolean_decision(is_finite):
-            reason = f"the weights are not finite after step {trainer.global_step}: try a smaller learning rate"
-            self._end(trainer, reason, 1)
-        path, self._point = self.files.path(trainer.global_step), point
+            self._exit(trainer, f"weights not finite after step {trainer.global_step}: try a lower learning rate", 1)
+        path = self.files.path(trainer.global_step)
+        self._point = point
         trainer.save_checkpoint(path, weights_only=False)
-        self._point = "end"
-        self._last_step, self._last_time = private_lightning.num_steps_done(trainer), time.monotonic()
+        self._point = END
+        self._last_step = private_lightning.num_steps_done(trainer)
+        self._last_time = time.monotonic()
         if trainer.is_global_zero and not self.files.error:
             self.files.keep(path)
 
@@ -115,36 +159,42 @@ class Resume(Checkpoint):
         loggers = trainer.loggers if trainer.is_global_zero else []
         checkpoint["resume"] = {
             "point": self._point,
-            "ranks": gather(private_lightning.state_of_rank(trainer)),
-            "shape": shape(trainer),
+            "ranks": gather(private_lightning.rank_state(trainer)),
+            "batch_geometry": batch_geometry(trainer),
             "metrics": dict(trainer.callback_metrics),
             "loggers": [logger.state_dict() if hasattr(logger, "state_dict") else None for logger in loggers],
+            "best": Path(self.best.best_model_path).name,
             "options": self.options,
             "job": job_name(),
         }
 
-    def end(self, trainer: Trainer) -> None:
-        """Says that nothing is left to do. Raises AgreedEnd if the last checkpoint could not be written."""
+    def finish(self, trainer: Trainer) -> None:
+        """Marks the run as finished. Raises CoordinatedExit if the last checkpoint could not be written."""
         if trainer.is_global_zero:
             if self.files.error:
-                raise AgreedEnd(f"the last checkpoint could not be written: {self.files.error}", 1)
-            for path in self.files.kept[-1:] if not in_sagemaker() else []:  # which may repeat a job
-                end_mark(path).touch()
+                raise CoordinatedExit(f"could not write the last checkpoint: {self.files.error}", 1)
+            if not in_sagemaker():  # which may repeat a job
+                self.files.mark_finished()
 
 
 class StopSignal:
-    """Hears signals, and lets the ranks agree on them; one that says nothing for `timeout` seconds counts as lost."""
+    """SIGTERM and SIGINT, on which all ranks act after the same step.
 
-    # What a rank says is read by all one step later, and goes over the network of the hosts (gloo), never through a
-    # GPU: so no rank waits for another, or for its own device, which would cost each step a synchronization.
+    The flags of a step are read in the next one, and are reduced by gloo over the network of the hosts, never through
+    a GPU: so no rank waits for another one, or for its own device, which would cost each step a synchronization.
+
+    Args:
+        timeout: Seconds after which a rank that does not respond counts as lost.
+    """
 
     def __init__(self, timeout: float):
         self.timeout = timedelta(seconds=timeout)
         self.signum = 0
-        self._group, self._before = None, (torch.zeros(2, dtype=torch.int64), None)
+        self._group = None
+        self._pending = torch.zeros(2, dtype=torch.int64), None
 
-    def listen(self) -> None:
-        # Lightning's own handler makes ranks that get a signal at different times hang.
+    def install_handlers(self) -> None:
+        # With Lightning's own handler, ranks that receive a signal at different times deadlock.
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._on_signal)
 
@@ -152,23 +202,24 @@ class StopSignal:
         self.signum = signum
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait for the step's end
 
-    def agree(self, trainer: Trainer, is_late: bool = False) -> tuple[int, bool]:
-        """The signal that any rank has heard, or 0, and whether it is late by any rank's clock."""
-        said, work = torch.tensor([self.signum, int(is_late)]), None
+    def all_reduce(self, trainer: Trainer, is_late: bool = False) -> tuple[int, bool]:
+        """Returns the signal that any rank has received, or 0, and whether a checkpoint is late by any rank's clock."""
+        flags, work = torch.tensor([self.signum, int(is_late)]), None
         if trainer.world_size > 1:
             if self._group is None:
                 self._group = torch.distributed.new_group(backend="gloo", timeout=self.timeout)
-            work = torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX, self._group, async_op=True)
-            (said, work), self._before = self._before, (said, work)
+            work = torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, self._group, async_op=True)
+            (flags, work), self._pending = self._pending, (flags, work)
         if work is not None:
             work.wait()
-        signum, is_late = said.tolist()
+        signum, is_late = flags.tolist()
         return signum, bool(is_late)
 
 
-def shape(trainer: Trainer) -> str:
-    """What two runs must have in common for the position of one to be one of the other."""
-    num_batches, num_per_step = trainer.num_training_batches, trainer.accumulate_grad_batches
+def batch_geometry(trainer: Trainer) -> str:
+    """Returns what two runs must have in common so that a position in one is a position in the other."""
+    num_batches = trainer.num_training_batches
+    num_per_step = trainer.accumulate_grad_batches
     sizes = [getattr(loader, "global_batch_size", 0) for loader in private_lightning.loaders(trainer)]
     if all(sizes):
         return f"{sum(sizes) * num_per_step} samples per step, {num_batches} batches per epoch"
@@ -176,7 +227,7 @@ def shape(trainer: Trainer) -> str:
 
 
 def gather(value: object) -> list[Any]:
-    """The values of all ranks, in their order."""
+    """Returns the values of all ranks, in the order of the ranks."""
     if not torch.distributed.is_initialized():
         return [value]
     values = [None] * torch.distributed.get_world_size()

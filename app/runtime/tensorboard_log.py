@@ -1,4 +1,4 @@
-"""TensorBoard's log of a run, which goes on after an interruption."""
+"""TensorBoard's log of a run, which continues after an interruption."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from runtime.private_lightning import continue_version
 
 
 class TensorBoardLog(TensorBoardLogger):
-    """A TensorBoardLogger whose log checkpoints carry, because a killed host may not have written all of it."""
+    """A TensorBoardLogger with its log in the checkpoints, because a killed host may not have written all of it."""
 
     def __init__(self, save_dir: str, **kwargs: Any):
         check_writable(save_dir)
@@ -27,9 +27,10 @@ class TensorBoardLog(TensorBoardLogger):
         return {"version": self.version, "files": files, "next_step": self._next_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with that log, in its folder unless a person has named a version."""
+        """Continues the log of `state`, in its folder unless the person has named a version."""
         self._next_step = state["next_step"]
-        continue_version(self, state["version"] if self._version is None else self._version, self._next_step)
+        version = state["version"] if self._version is None else self._version
+        continue_version(self, version, self._next_step)
         for name, content in state["files"].items():
             path = Path(self.log_dir, name)
             if not path.exists() or path.stat().st_size < len(content):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from cifar10 import CIFAR10DataModule
 from jsonargparse.typing import PositiveInt
-from runtime.index_loader import generator
+from runtime.index_loader import seeded_generator
 from torch import Tensor
 
 SYNTHESIS = 3  # a stream of random numbers of its own
@@ -29,7 +29,7 @@ class SyntheticCIFAR10DataModule(CIFAR10DataModule):
         self.num_train_images, self.num_test_images = num_train_images, num_test_images
 
     def read(self) -> tuple[Tensor, Tensor, int]:
-        numbers = generator(self.seed, SYNTHESIS)
+        numbers = seeded_generator(self.seed, SYNTHESIS)
         images, labels = striped_images(self.num_train_images + self.num_test_images, self.num_classes, numbers)
         return images, labels, self.num_test_images
 

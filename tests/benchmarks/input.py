@@ -20,7 +20,7 @@ def our_batches(module: Images, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     loader = module.train_dataloader()
     loader.set_epoch(epoch)
     for indices in loader:
-        yield module.batch("train", indices, epoch)
+        yield module.gather("train", indices, epoch)
 
 
 def torchvision_dataset(module: Images) -> CIFAR10:

@@ -12,7 +12,7 @@ INTERVAL = 5  # minutes, the default of --checkpoint.every_n_minutes
 def measure_saving() -> Iterator[Result]:
     """The share of the time that checkpoints of all that a run needs to go on take."""
     every = 5
-    options = ["--model=ResNet18", f"--checkpoint.every_n_train_steps={every}"]
+    options = ["--model=ResNet18", f"--resume.every_n_steps={every}"]
     steps = time_ours(options, 8 * every)
     # A checkpoint is written after step 1 and every fifth one after it, and the first five steps are not timed.
     with_checkpoint = steps[1::every]

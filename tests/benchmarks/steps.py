@@ -16,7 +16,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from resnet import Classifier, ResNet18
-from runtime.cli import precision_here
+from runtime.cli import supported_precision
 from torch import Tensor
 from torchmetrics import Accuracy
 
@@ -43,7 +43,7 @@ def linear() -> Task:
 
 
 def recipe(device: str) -> Task:
-    precision = "bf16-mixed" if precision_here("bf16-mixed", device) == "bf16-mixed" else "32-true"
+    precision = "bf16-mixed" if supported_precision("bf16-mixed", device) == "bf16-mixed" else "32-true"
     options = [f"--config={ROOT}/app/fast.yaml", f"--trainer.precision={precision}"]
     data = {"batch_size": 512, "val_split": 0, "padding": 2, "alternate_flips": True}
     # With those that are not timed, 40 steps, during which images grow as in a whole run.
@@ -96,9 +96,9 @@ def time_loop(task: Task, device: str) -> list[float]:
     optimizer, schedule = prepare(model.to(target), module, num_steps)
     network, clock, sums = model.network.train(), Clock(), torch.zeros(2, device=target)
     for step, indices in enumerate(islice(module.train_dataloader(), num_steps)):
-        images, labels = module.batch("train", indices.to(target))
+        images, labels = module.gather("train", indices.to(target))
         if schedule:
-            size = model.sizes[(step >= 0.45 * num_steps) + (step >= 0.75 * num_steps)]
+            size = model.resolutions[(step >= 0.45 * num_steps) + (step >= 0.75 * num_steps)]
             if size != images.shape[-1]:
                 images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
             images = images.contiguous(memory_format=torch.channels_last)

@@ -21,7 +21,7 @@ TIMEOUT = 150  # seconds, after which a run counts as hung
 INTERVAL = 4  # steps between two checkpoints
 AGENT_SECONDS = 0.5  # that the agent takes for a file now and then, several times what lies between two checkpoints
 COMMON = (*SYNTHETIC, "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=3", "--lr_scheduler=OneCycleLR")
-COMMON += ("--lr_scheduler.max_lr=0.01", "--lr_scheduler_interval=step", f"--checkpoint.every_n_train_steps={INTERVAL}")
+COMMON += ("--lr_scheduler.max_lr=0.01", "--lr_scheduler_interval=step", f"--resume.every_n_steps={INTERVAL}")
 COMMON += ("--trainer.strategy=ddp_exact",)
 NETWORKS = {  # images per step, seconds that a batch takes longer, and options
     "tiny": (40, 0.03, ("--model=tiny.Tiny", "--trainer.max_epochs=3", "--lr_scheduler.total_steps=39")),

@@ -1,0 +1,24 @@
+"""What this program uses of a data module."""
+
+from typing import Protocol
+
+
+class DataModuleExtras(Protocol):
+    """What a LightningDataModule may define beyond Lightning's interface. All of it is optional.
+
+    A constructor argument named `data_dir` receives the folder of SageMaker's training channel.
+
+    Attributes:
+        num_classes: Passed to a module that has an argument of this name.
+        description: Name of the test data in the summary, such as "CIFAR-10".
+        samples_name: Plural of what a sample is, such as "images", for the logged `images_per_second`.
+        resume_safe_options: Constructor arguments with which an interrupted run resumes even if they have changed.
+    """
+
+    num_classes: int
+    description: str
+    samples_name: str
+    resume_safe_options: tuple[str, ...]
+
+    def check_before_training(self) -> None:
+        """Checks the data on one process per host, before others are started; raises ValueError or OSError."""
