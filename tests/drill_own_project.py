@@ -21,10 +21,11 @@ STATEFUL = "--data=projects.StatefulData"
 KINDS = {  # options, and steps as Lightning counts them
     "own project": (GLYPHS, 30),
     "its own schedules": (("--model=glyph_net.ScheduledGlyphNet", "--data=glyph_data.GlyphDataModule"), 30),
+    "metrics of training": (("--model=projects.LogsEverything", STATEFUL), 30),
     "validation in the epoch": (("--model=projects.OnPlateau", STATEFUL, "--trainer.val_check_interval=0.25"), 30),
     "accumulation": (("--model=projects.OneCycle", STATEFUL, "--trainer.accumulate_grad_batches=3"), 12),
     "two optimizers": (("--model=projects.Manual", STATEFUL), 60),
-    "two processes": (("--model=projects.ReturnsDict", "--data=projects.OwnSamplerData", "--trainer.devices=2"), 15),
+    "two processes": (("--model=projects.LogsEverything", "--data=projects.OwnSamplerData", "--trainer.devices=2"), 15),
 }
 HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_validation_batch_end", "on_train_epoch_end")
 

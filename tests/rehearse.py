@@ -44,7 +44,12 @@ OPTIONS += ("--spot_instances", f"--image_uri={IMAGE}", f"--role={ROLE}", f"--in
 OPTIONS += (f"--output_path={S3}/output", f"--checkpoint_path={S3}/checkpoints/rehearsal")
 HYPERPARAMS = {"trainer.accelerator": "cpu", "trainer.devices": "1", "resume.every_n_steps": "4"}
 HYPERPARAMS |= {"logger.save_dir": f"{S3}/tensorboard"}
-EXAMPLE = {"model": "fast.FastNet", "model.widths": "[16,64,64]", "model.resolutions": "[32,32,32]", "data.verify": "false"}
+EXAMPLE = {
+    "model": "fast.FastNet",
+    "model.widths": "[16,64,64]",
+    "model.resolutions": "[32,32,32]",
+    "data.verify": "false",
+}
 EXAMPLE |= {"data.val_split": "400", "data.batch_size": "64", "trainer.max_epochs": "3"}
 NUM_IMAGES = 400  # in each of the six files
 LINES = re.compile(

@@ -31,11 +31,11 @@ def error_line(*options: str, cwd: Path, run: Callable = run_train_warm, **kwarg
     [
         (["--trainer.max_epoch=3"], ["--trainer.max_epoch;", "did you mean --trainer.max_epochs?"]),
         (["--logger.nam=x"], ["did you mean --logger.name?"]),
-        (["--data.batch_sizes=3"], ["no option --data.batch_sizes; did you mean --data.batch_size?"]),
-        (["--data=synthetic.SyntheticCIFAR10DataModule", "--data.num_images=3"], ["no option --data.num_images;"]),
-        (["--optimizer.lrr=3"], ["no option --optimizer.lrr; did you mean --optimizer.lr?"]),
-        (["--nothing.like.it=3"], ["no option --nothing.like.it", "--help"]),
-        (["fit"], ["no option fit"]),
+        (["--data.batch_sizes=3"], ["unknown option --data.batch_sizes; did you mean --data.batch_size?"]),
+        (["--data=synthetic.SyntheticCIFAR10DataModule", "--data.num_images=3"], ["unknown option --data.num_images;"]),
+        (["--optimizer.lrr=3"], ["unknown option --optimizer.lrr; did you mean --optimizer.lr?"]),
+        (["--nothing.like.it=3"], ["unknown option --nothing.like.it", "--help"]),
+        (["fit"], ["unknown option fit"]),
         (["--trainer.max_epochs=many"], ["--trainer.max_epochs=many", "int or null"]),
         (["--data.batch_size=1.5"], ["--data.batch_size: ", "int", "1.5"]),
         (["--data.verify=perhaps"], ["--data.verify=perhaps", "bool"]),
@@ -47,13 +47,13 @@ def error_line(*options: str, cwd: Path, run: Callable = run_train_warm, **kwarg
         (["--config=missing.yaml"], ["missing.yaml", "does not exist"]),
         (["--trainer.accelerator=abacus"], ["abacus", "cpu"]),
         (["--trainer.accelerator=cpu", "--trainer.devices=999"], ["devices=999", f"1 to {os.cpu_count()}"]),
-        (["--trainer.accelerator=cpu", "--trainer.devices=-1"], ["devices=-1", "needs a GPU", "--trainer.devices=1"]),
+        (["--trainer.accelerator=cpu", "--trainer.devices=-1"], ["devices=-1", "finds no GPU", "--trainer.devices=1"]),
         (["--data.batch_size=0"], ["--data.batch_size: ", " 0 ", "v>0"]),
         (["--data.val_split=-1"], ["--data.val_split: ", " -1 ", "v>=0"]),
         ([*SYNTHETIC, "--data.val_split=601"], ["val_split=601", "less than"]),
-        (["--ckpt_path=last"], ["--ckpt_path=last", "no checkpoint to go on from"]),
+        (["--ckpt_path=last"], ["--ckpt_path=last", "no checkpoint to resume from"]),
         (["--ckpt_path=gone.ckpt"], ["gone.ckpt"]),
-        (["--logger.save_dir=s3://bucket/logs"], ["s3://bucket/logs must be a folder", "run_sagemaker.py"]),
+        (["--logger.save_dir=s3://bucket/logs"], ["s3://bucket/logs: expected a local folder"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith(("-", "fit")) else "",
 )
@@ -120,7 +120,7 @@ def test_a_truncated_archive_is_refused_also_without_verification(archive, num_b
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_missed_in_words(tmp_path):
     line = error_line("--trainer.accelerator=gpu", "--trainer.devices=-1", cwd=tmp_path)
-    assert "needs a GPU" in line
+    assert "finds no GPU" in line
     assert "--trainer.accelerator=cpu --trainer.devices=1" in line
 
 

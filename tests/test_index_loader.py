@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from runtime.index_loader import IndexLoader
 
@@ -19,11 +20,18 @@ def test_the_ranks_together_see_every_training_sample_once_but_for_the_remainder
     assert all(len(list(loader)) == len(loader) for loader in loaders)
 
 
-@pytest.mark.parametrize("num_samples", [1, 31, 64, 1003])
-def test_the_ranks_together_see_every_validation_sample_exactly_once(num_samples):
-    loaders = [IndexLoader(num_samples, 16, rank=rank, world_size=2) for rank in range(2)]
-    assert sorted(torch.cat([torch.cat(list(loader)) for loader in loaders]).tolist()) == list(range(num_samples))
-    assert len(loaders[0]) == len(loaders[1]) == len(list(loaders[0]))
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("num_samples", [5, 31, 33, 64, 65, 1003])
+def test_validation_samples_are_seen_exactly_once_and_no_rank_gets_an_empty_batch(num_samples, world_size):
+    ranks = [list(IndexLoader(num_samples, 16, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    assert sorted(torch.cat([torch.cat(batches) for batches in ranks]).tolist()) == list(range(num_samples))
+    assert all(len(batch) > 0 for batches in ranks for batch in batches)
+    assert {len(batches) for batches in ranks} == {len(IndexLoader(num_samples, 16, world_size=world_size))}
+
+
+def test_fewer_validation_samples_than_processes_are_refused():
+    with pytest.raises(MisconfigurationException, match="1 samples to evaluate: expected at least 2"):
+        IndexLoader(1, 16, world_size=2)
 
 
 def test_a_global_batch_holds_the_same_samples_whatever_the_number_of_ranks():
@@ -102,7 +110,7 @@ def test_a_position_where_no_batch_of_the_loader_begins_is_refused_with_both_num
         resumed({"epoch": 0, "num_samples": position}, **options)
     message = str(error.value)
     assert str(position) in message
-    assert f"global batch of {options['batch_size'] * options.get('world_size', 1)}" in message
+    assert f"global batch size of {options['batch_size'] * options.get('world_size', 1)}" in message
     assert "batch size" in message
 
 

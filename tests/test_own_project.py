@@ -67,7 +67,7 @@ def test_any_kind_of_module_is_trained_and_what_it_logs_is_printed(finished, kin
     _, result = finished(kind)
     lines = epoch_lines(result.stdout)
     assert [line["epoch"] for line in lines] == [0, 1]
-    assert all(set(line) == {"epoch", "step"} | KINDS[kind][2] for line in lines)
+    assert all(set(line) == {"epoch", "step", "samples_per_second"} | KINDS[kind][2] for line in lines)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,7 +101,8 @@ def test_an_own_project_is_trained_with_its_own_defaults(uninterrupted):
     folder, stdout = uninterrupted
     assert "training in 1 process on 1 host, device cpu, 64 samples per step, from step 0\n" in stdout
     assert [line["step"] for line in epoch_lines(stdout)] == [10, 20, 30]
-    assert set(epoch_lines(stdout)[0]) == {"epoch", "step", "train_loss", "train_acc", "val_loss", "val_acc"}
+    metrics = {"train_loss", "train_acc", "val_loss", "val_acc", "samples_per_second"}
+    assert set(epoch_lines(stdout)[0]) == {"epoch", "step"} | metrics
     config = yaml.safe_load((folder / "logs/tensorboard/tutorial/version_0/config.yaml").read_text())
     assert config["data"]["init_args"] == {"root": "glyphs", "batch_size": 64, "num_workers": 0, "shift": 2}
 
@@ -162,6 +163,8 @@ IN_FAST_TESTS = [
     # options, and the step at which a run is killed; "ddp" makes Lightning give the loader a sampler of its own
     (("--model=projects.OnPlateau", STATEFUL, "--trainer.val_check_interval=0.25"), 17),
     (("--model=projects.Manual", STATEFUL), 34),
+    (("--model=projects.LogsEverything", STATEFUL), 17),
+    (("--model=projects.LogsEverything", STATEFUL), 19),  # with one batch left in the epoch
 ]
 IN_SLOW_TESTS = [
     (("--model=glyph_net.ScheduledGlyphNet", "--data=glyph_data.GlyphDataModule"), 17),
@@ -173,6 +176,9 @@ IN_SLOW_TESTS = [
     (("--model=projects.ReturnsTensor", STATEFUL, "--data.batch_size=100"), 2),
     (("--model=projects.ReturnsTensor", STATEFUL, "--data.batch_size=50"), 3),
     (("--model=projects.Regression", STATEFUL), 17),
+    (("--model=projects.Regression", STATEFUL, "--checkpoint.monitor=train_mse"), 17),
+    (("--model=projects.LogsEverything", STATEFUL, "--trainer.accumulate_grad_batches=3"), 7),
+    (("--model=projects.LogsEverything", STATEFUL, "--trainer.val_check_interval=0.25"), 17),
     (("--model=projects.ReturnsTensor", "--data=projects.RandomSamplerData"), 17),
 ]
 
@@ -223,11 +229,13 @@ def test_going_on_with_another_batch_size_is_refused(tmp_path):
     options = (*GLYPHS, *THREE_EPOCHS, "--data.batch_size=50")
     stderr = train(*options, "--ckpt_path=last", cwd=tmp_path, code=2).stderr
     assert stderr.splitlines()[-1] == (
-        "train.py: error: logs/checkpoints/last-step=16.ckpt is of a run with 10 batches per epoch, 1 batches per "
-        "step, 1 processes, not 12 batches per epoch, 1 batches per step, 1 processes: make them the same, or start "
-        "anew with --ckpt_path=none"
+        "train.py: error: logs/checkpoints/last-step=16.ckpt was saved with 10 batches per epoch, 1 batches per step, "
+        "1 processes, this run has 12 batches per epoch, 1 batches per step, 1 processes: match them, or start from "
+        "scratch with --ckpt_path=none"
     )
-    line = "skipping logs/checkpoints/last-step=16.ckpt is of a run with another data batch_size; it will be replaced"
+    line = (
+        "skipping logs/checkpoints/last-step=16.ckpt: was saved with a different data batch_size; this run replaces it"
+    )
     assert line in train(*options, cwd=tmp_path).stdout
 
 
@@ -271,7 +279,7 @@ def job(tmp_path) -> dict[str, str]:
 
 def test_neither_data_nor_model_needs_any_argument(tmp_path, job):
     options = (*options_of(Manual, "BareData"), "--print_config")
-    assert "data.root=" in train(*options, cwd=tmp_path, env=job).stderr
+    assert train(*options, cwd=tmp_path, env=job).stderr == ""
     train(
         "--model=projects.ReturnsTensor", "--data=synthetic.SyntheticCIFAR10DataModule", "--print_config", cwd=tmp_path
     )
@@ -283,8 +291,8 @@ def test_a_line_names_the_option_that_gives_the_project_sagemakers_folder_unless
 ):
     options = (*GLYPHS, f"--data.root={tmp_path / root}", "--print_config")
     stderr = train(*options, cwd=tmp_path, env=job).stderr
-    line = "train.py: warning: the data module GlyphDataModule takes no data_dir: give it SageMaker's folder yourself, "
-    line += f"such as --hyperparams data.root={tmp_path / 'training'}\n"
+    line = "train.py: warning: GlyphDataModule has no argument data_dir: if it reads files, "
+    line += f"pass it the folder {tmp_path / 'training'}\n"
     assert stderr.count(line) == num_warnings and stderr.count("\n") == num_warnings
 
 
@@ -310,7 +318,7 @@ def test_two_processes_whose_samples_lightning_divides_go_on_from_the_end_of_an_
 def test_going_on_with_another_number_of_processes_is_refused(tmp_path):
     interrupt(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path, step=17)
     result = train(*GLYPHS, *THREE_EPOCHS, "--trainer.devices=2", cwd=tmp_path, code=2)
-    assert re.search(r"is of a run with .*1 processes, not .*2 processes: make them the same, or start", result.stderr)
+    assert re.search(r"was saved with .*1 processes, this run has .*2 processes: match them, or start", result.stderr)
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def test_a_host_without_a_name_is_waited_for_and_then_named_in_the_error(tmp_pat
     result = run_train(*TINY, *SYNTHETIC, "--process_group_timeout=3", cwd=tmp_path, env=environment, code=2)
     assert time.monotonic() - start > 3
     assert result.stderr == (
-        "train.py: error: host algo-2.invalid of 127.0.0.1, algo-2.invalid has not come up within 3 s\n"
+        "train.py: error: host algo-2.invalid of 127.0.0.1, algo-2.invalid did not start within 3 s\n"
     )
     assert (tmp_path / "output/failure").read_text() == result.stderr.strip()
 

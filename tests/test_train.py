@@ -89,7 +89,7 @@ def test_tensorboard_has_losses_accuracies_learning_rate_and_speed(finished):
             assert steps == (15, 31)  # Lightning counts them from 0
             assert values == pytest.approx([line[f"{stage}_{metric}"] for line in epoch_lines(output)], rel=1e-5)
     assert [step for step, _ in logged["train_loss_step"]] == [4, 9, 14, 19, 24, 29]
-    assert [value for _, value in logged["lr"]] == pytest.approx([0.001] * 6)
+    assert [value for _, value in logged["lr-Adam"]] == pytest.approx([0.001] * 8)
     assert len(logged["images_per_second"]) == 2
 
 
@@ -109,7 +109,7 @@ def test_tensorboard_serves_the_curves_over_http(finished):
                     tags = json.load(response)
             except OSError:
                 time.sleep(0.2)
-        assert {"train_loss", "val_acc", "lr"} <= tags["tutorial/version_0"].keys()
+        assert {"train_loss", "val_acc", "lr-Adam"} <= tags["tutorial/version_0"].keys()
     finally:
         server.terminate()
         server.wait()
@@ -155,7 +155,7 @@ def test_the_best_checkpoint_by_validation_loss_is_tested_and_exported(tmp_path)
 def test_a_scheduler_steps_every_step_where_asked(tmp_path):
     schedule = ("--lr_scheduler=OneCycleLR", "--lr_scheduler.max_lr=0.01", "--lr_scheduler.total_steps=32")
     run_train_warm(*TINY_RUN, *schedule, "--lr_scheduler_interval=step", "--trainer.log_every_n_steps=1", cwd=tmp_path)
-    rates = [value for _, value in scalars(tmp_path / "logs/tensorboard/tutorial/version_0")["lr"]]
+    rates = [value for _, value in scalars(tmp_path / "logs/tensorboard/tutorial/version_0")["lr-Adam"]]
     assert len(rates) == 32
     assert max(rates) == pytest.approx(0.01, rel=1e-3)
     assert rates[0] == pytest.approx(0.01 / 25)

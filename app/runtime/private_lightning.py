@@ -134,9 +134,10 @@ class ResumedResults(_ResultCollection):
                     result.cumulated_batch_size = result.cumulated_batch_size + sums[key]["batch_size"]
         super().__setitem__(key, result)
 
-    def reset(self, *args: Any, **kwargs: Any) -> None:
-        self.sums = []  # they are of one epoch only
-        super().reset(*args, **kwargs)
+    def reset(self, metrics: bool | None = None, fx: str | None = None) -> None:
+        if fx is None:  # the end of the epoch; with a name, it is the first `self.log` in that hook
+            self.sums = []
+        super().reset(metrics, fx)
 
 
 def epoch_sums(trainer: Trainer) -> dict[str, dict[str, Any]]:

@@ -35,10 +35,9 @@ def interrupt(
 
 
 def end(folder: Path) -> dict[str, Any]:
-    """All that two runs have in common if they end in the same way.
+    """Everything that two runs have in common if they end in the same way.
 
-    Means over an epoch that Lightning keeps itself are of the rest of the epoch only, after a resume within it, and
-    Lightning writes down the hyperparameters, with -1 as their metric, whenever it starts.
+    Throughput depends on the time, and Lightning logs hp_metric, always -1, whenever it starts.
     """
     checkpoint = torch.load(last_checkpoint(folder / "logs/checkpoints"), weights_only=False)
     names = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "counts", "callbacks")
@@ -47,7 +46,7 @@ def end(folder: Path) -> dict[str, Any]:
     series: dict[str, list[tuple[int, float]]] = {}
     for log_dir in sorted((folder / "logs/tensorboard/tutorial").iterdir()):
         series |= scalars(log_dir)
-    others = ("train_loss_epoch", "train_acc_epoch", "train_mse", "hp_metric")
+    others = ("hp_metric", "samples_per_second", "images_per_second")
     result |= {f"logged {name}": values for name, values in series.items() if name not in others}
     return result | {"model": (folder / "logs/checkpoints/model.pt").read_bytes()}
 

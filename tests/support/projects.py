@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss, mse_loss
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import CatMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassPrecision, MulticlassRecall
 
 Batch = tuple[Tensor, Tensor]
 
@@ -140,6 +141,35 @@ class ReturnsDict(ReturnsTensor):
         self.val_acc(self.layer(batch[0]), batch[1])
         self.log_dict({"val_acc": self.val_acc, "val_loss": self.loss(batch)})
         return {"number": batch_idx}
+
+
+class LogsEverything(ReturnsTensor):
+    """Logs means, sums and extrema of training, and torchmetrics that share states or keep lists of values."""
+
+    def __init__(self):
+        super().__init__()
+        self.train_acc = MulticlassAccuracy(3)
+        self.scores = MetricCollection([MulticlassPrecision(3), MulticlassRecall(3)], prefix="train_")
+        self.median = CatMetric()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        logits = self.layer(batch[0])
+        self.train_acc(logits, batch[1])
+        self.scores(logits, batch[1])
+        self.median(loss)
+        self.log("train_acc", self.train_acc, on_step=False, on_epoch=True)
+        self.log_dict(self.scores, on_step=False, on_epoch=True)
+        for name in ("mean", "sum", "min", "max"):
+            self.log(f"train_{name}", loss, on_step=False, on_epoch=True, reduce_fx=name, sync_dist=True)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.log("train_forked", outputs["loss"], on_step=True, on_epoch=True)
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train_values", self.median.compute().sum())
+        self.median.reset()
 
 
 class OnPlateau(ReturnsTensor):
