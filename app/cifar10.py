@@ -54,15 +54,11 @@ class CIFAR10DataModule(LightningDataModule):
         url: str = URL,
     ):
         super().__init__()
-        self.data_dir = Path(data_dir)
+        self.data_dir, self.url, self.verify = Path(data_dir), url, verify
+        self.augment, self.padding, self.alternate_flips = augment, padding, alternate_flips
         self.batch_size = batch_size
         self.val_split = val_split
-        self.augment = augment
-        self.padding = padding
-        self.alternate_flips = alternate_flips
         self.seed = seed
-        self.verify = verify
-        self.url = url
         self.num_samples: dict[str, int] = {}
         self.tensors: dict[str, Tensor] = {}
         self.augmented_epoch: int | None = None

@@ -6,6 +6,7 @@ import pickle
 import sys
 import tarfile
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -17,24 +18,14 @@ URL = CIFAR10.url
 BATCHES = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
 
 
-def verify_md5(content: bytes, path: Path) -> None:
-    md5 = hashlib.md5(content).hexdigest()
-    if md5 != CIFAR10.tgz_md5:
-        raise ValueError(f"{path} has MD5 {md5}, not CIFAR-10's: download it again, or pass --data.verify=false")
-
-
-def download(url: str, target: Path, verify: bool) -> bytes:
-    """Returns the content of `url`, after writing it to `target`; raises OSError if that fails."""
+def download(url: str, target: Path) -> bytes:
+    """Returns the content of `url`, which is to be written to `target`; raises OSError if that fails."""
     check_writable(str(target.parent))
     try:
         response = urllib.request.urlopen(url, timeout=30)
         print(f"downloading {url} to {target}", file=sys.stderr)
-        content = response.read()
-        if verify:
-            verify_md5(content, target)
-        write_atomically(content, target)
-        return content
-    except (OSError, ValueError) as error:
+        return response.read()
+    except (OSError, ValueError, HTTPException) as error:
         message = f"{target} is missing, and downloading it from {url} failed ({error})"
         raise OSError(f"{message}; put the file there, or set --data.data_dir or --data.url") from error
 
@@ -54,12 +45,12 @@ def read_cifar10(data_dir: Path, url: str = URL, verify: bool = True) -> tuple[T
         ValueError: If it is damaged, or not the official one.
     """
     archive = data_dir / CIFAR10.filename
-    if archive.exists():
-        content = archive.read_bytes()
-        if verify:
-            verify_md5(content, archive)
-    else:
-        content = download(url, archive, verify)
+    is_missing = not archive.exists()
+    content = download(url, archive) if is_missing else archive.read_bytes()
+    if verify and (md5 := hashlib.md5(content).hexdigest()) != CIFAR10.tgz_md5:
+        raise ValueError(f"{archive} has MD5 {md5}, not CIFAR-10's: download it again, or pass --data.verify=false")
+    if is_missing:
+        write_atomically(content, archive)
     try:
         with tarfile.open(fileobj=io.BytesIO(content)) as tar:
             files = [tar.extractfile(f"{CIFAR10.base_folder}/{name}").read() for name in BATCHES]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import cifar10  # noqa: F401 - so that --data takes its classes by name
 import resnet  # noqa: F401 - so that --model does
+from runtime.best_network import export_weights
 from runtime.cli import CLI
 from runtime.errors import one_line_errors
-from runtime.export import export_weights
 from runtime.report import print_summary
 
 

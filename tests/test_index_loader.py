@@ -30,7 +30,7 @@ def test_validation_samples_are_seen_exactly_once_and_no_rank_gets_an_empty_batc
 
 
 def test_fewer_validation_samples_than_processes_are_refused():
-    with pytest.raises(MisconfigurationException, match="1 samples to evaluate: expected at least 2"):
+    with pytest.raises(MisconfigurationException, match="1 samples to evaluate, expected one per process: 2"):
         IndexLoader(1, 16, world_size=2)
 
 

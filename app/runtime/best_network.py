@@ -1,4 +1,4 @@
-"""The best network of a run."""
+"""The best network of a run, and its exported weights."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from runtime.checkpoint_files import read_checkpoint
 from runtime.errors import warn
+from runtime.files import to_bytes, write_atomically
 
 
 class BestNetwork(ModelCheckpoint):
@@ -45,3 +46,15 @@ class BestNetwork(ModelCheckpoint):
                 model.load_state_dict(read_checkpoint(Path(self.best_model_path))["state_dict"])
             except ValueError as error:
                 warn(f"testing and exporting the last network instead of the best: {error}")
+
+
+def export_weights(trainer: Trainer, model: LightningModule, path: Path) -> None:
+    """Writes the weights of a module, on the CPU, for `torch.load(path, weights_only=True)`.
+
+    If the module has no parameters but those of its attribute `network`, they are named as in that network.
+    """
+    if trainer.is_global_zero:
+        weights = model.state_dict()
+        prefix = "network." if all(name.startswith("network.") for name in weights) else ""
+        weights = {name.removeprefix(prefix): weight.cpu() for name, weight in weights.items()}
+        write_atomically(to_bytes(weights), path)

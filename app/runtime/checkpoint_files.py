@@ -52,9 +52,6 @@ class CheckpointFiles(TorchCheckpointIO):
         # A run may have to resume from this one until the next checkpoint knows its successor.
         self._superseded.setdefault(Path(path), time.monotonic())
 
-    def path(self, step: int) -> Path:
-        return self.folder / f"last-step={step}.ckpt"
-
     def paths(self) -> list[Path]:
         """Returns all checkpoints in the folder, also of earlier runs, the highest step first."""
         numbered = [(re.search(r"=(\d+)$", path.stem), path) for path in self.folder.glob("last-step=*.ckpt")]

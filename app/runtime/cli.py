@@ -49,6 +49,8 @@ OPTIONS = {
     "ckpt_path": (str | None, None, CKPT_PATH),
     "model_dir": (str | None, None, "Folder of model.pt, by default that of the checkpoints."),
     "lr_scheduler_interval": (Literal["epoch", "step"], "epoch", "How often the learning-rate scheduler steps."),
+    "resume.every_n_minutes": (NonNegativeFloat, 5.0, "Minutes between two checkpoints within an epoch; 0 for none."),
+    "resume.every_n_steps": (NonNegativeInt, 0, "Steps between two checkpoints within an epoch; 0 for none."),
     "process_group_timeout": (PositiveFloat, 300.0, "Timeout of collective operations in seconds."),
 }
 # Type and new name of options that keep working.
@@ -91,7 +93,6 @@ class CLI(LightningCLI):
         parser.add_class_arguments(TensorBoardLog, "logger")
         fixed = {"save_last", "save_weights_only", "save_on_exception", "every_n_train_steps", "train_time_interval"}
         parser.add_class_arguments(BestNetwork, "checkpoint", skip=fixed)
-        parser.add_class_arguments(Resume, "resume")
         for name, (kind, default, explanation) in OPTIONS.items():
             parser.add_argument(f"--{name}", type=kind, default=default, help=explanation)
         for name, (kind, new_name) in OLD_OPTIONS.items():
@@ -169,9 +170,10 @@ class CLI(LightningCLI):
         callbacks = [self.best, Report(not config.enable_progress_bar, samples_name)]
         if config.logger:
             callbacks.append(LearningRateMonitor())
-        self.resume = None if config.fast_dev_run else self.config_init.resume
-        if self.resume:
-            self.resume.connect(self.best, files, timeout, self._run_defining_options())
+        self.resume = None
+        if not config.fast_dev_run:
+            options, intervals = self._run_defining_options(), self.config.resume
+            self.resume = Resume(self.best, files, options, timeout, intervals.every_n_minutes, intervals.every_n_steps)
             callbacks.append(self.resume)
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
@@ -257,14 +259,12 @@ def supported_precision(precision: Any, accelerator: str) -> Any:
     if precision != "bf16-mixed":
         return precision
     if accelerator != "cpu" and torch.cuda.is_available():
-        device = "GPU"
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        replacement = "16-mixed"
+        device, replacement = "GPU", "16-mixed"
     else:
         cpuinfo = Path("/proc/cpuinfo")
-        device = "CPU"
         has_bf16 = cpuinfo.exists() and "bf16" in cpuinfo.read_text()
-        replacement = "32-true"
+        device, replacement = "CPU", "32-true"
     if not has_bf16 and local_rank() == 0:
         print(f"this {device} has no bfloat16: using --trainer.precision={replacement} instead", flush=True)
     return precision if has_bf16 else replacement

@@ -15,16 +15,7 @@ from torch.distributed import DistError
 
 
 class CoordinatedExit(Exception):
-    """All ranks exit after the same step.
-
-    Args:
-        reason: What is reported.
-        code: Exit code of the program.
-    """
-
-    def __init__(self, reason: str, code: int):
-        super().__init__(reason)
-        self.code = code
+    """All ranks exit after the same step: CoordinatedExit(reason, exit code)."""
 
 
 @contextlib.contextmanager
@@ -41,7 +32,8 @@ def one_line_errors() -> Iterator[None]:
     except CoordinatedExit as error:
         if local_rank():
             sys.exit(0)  # if another rank of a host fails first, Lightning kills the one that reports
-        exit_with(error, error.code, STOPPED if error.code > 128 else None)
+        reason, code = error.args
+        exit_with(reason, code, STOPPED if code > 128 else None)
     except KeyboardInterrupt:  # before there is anything to save
         sys.exit(128 + signal.SIGINT)
     except Exception as error:

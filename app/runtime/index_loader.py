@@ -37,13 +37,10 @@ class IndexLoader:
     def __init__(self, num_samples: int, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1):
         if seed is None and num_samples < world_size:
             raise MisconfigurationException(
-                f"{num_samples} samples to evaluate: expected at least {world_size}, one per process"
+                f"{num_samples} samples to evaluate, expected one per process: {world_size}"
             )
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+        self.rank, self.world_size = rank, world_size
         self.global_batch_size = batch_size * world_size
         self.batch_sampler = self.sampler = self  # where Lightning looks for set_epoch
         self.epoch = 0

@@ -28,7 +28,7 @@ class Report(Checkpoint):  # as Lightning calls these after the module's own hoo
         self.validation_start = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start_epoch()  # Lightning omits on_train_epoch_start when it resumes within an epoch
+        self.on_train_epoch_start()  # which Lightning omits when it resumes within an epoch
         num_samples = num_samples_per_batch(trainer) * trainer.accumulate_grad_batches
         samples = f"{num_samples} samples per step, " if num_samples else ""
         if trainer.is_global_zero:
@@ -38,10 +38,7 @@ class Report(Checkpoint):  # as Lightning calls these after the module's own hoo
             line = f"training in {processes} on {hosts}, device {device}, {samples}from step {trainer.global_step}"
             print(line, flush=True)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start_epoch()
-
-    def _start_epoch(self) -> None:
+    def on_train_epoch_start(self, *_: Any) -> None:
         self.num_batches = 0
         self.start = time.perf_counter()
 
@@ -78,38 +75,30 @@ def logged_metrics(trainer: Trainer) -> dict[str, float]:
     """
     logged = trainer.callback_metrics
     others = {f"{name}_{kind}" for name in logged for kind in ("step", "epoch")}
-    for callback in trainer.callbacks:
-        if isinstance(callback, LearningRateMonitor):
-            others |= set(callback.lrs)
+    monitors = [callback for callback in trainer.callbacks if isinstance(callback, LearningRateMonitor)]
+    others.update(*(monitor.lrs for monitor in monitors))
     names = sorted(logged, key=lambda name: [not name.startswith(kind) for kind in ("train", "val")])
     return {name: float(logged[name]) for name in names if name not in others}
 
 
 def num_samples_per_batch(trainer: Trainer) -> int:
     """Returns the samples of a batch on all ranks together, or 0 if a loader has no batch size."""
-    num_samples = 0
+    sizes = []
     for loader in loaders(trainer):
-        # For several processes Lightning moves the batch size into the sampler.
-        sizes = [getattr(part, "batch_size", 0) or 0 for part in (loader, getattr(loader, "batch_sampler", None))]
-        size = getattr(loader, "global_batch_size", max(sizes) * trainer.world_size)
-        if not size:
-            return 0
-        num_samples += size
-    return num_samples
+        parts = loader, getattr(loader, "batch_sampler", None)  # where Lightning moves the size for several processes
+        batch_size = max(getattr(part, "batch_size", 0) or 0 for part in parts)
+        sizes.append(getattr(loader, "global_batch_size", batch_size * trainer.world_size))
+    return sum(sizes) if all(sizes) else 0
 
 
 def print_summary(trainer: Trainer, data: LightningDataModule | None, paths: dict[str, Any]) -> None:
     """Prints the last metrics and where everything is, in two columns. `test_acc` is shown as a percentage."""
-    if not trainer.is_global_zero:
-        return
     metrics = logged_metrics(trainer)
     rows = {}
     if 0 <= metrics.get("test_acc", -1) <= 1:
-        description = getattr(data, "description", "test data")
-        rows["test accuracy"] = f"{metrics.pop('test_acc'):.1%} on {description}"
+        rows["test accuracy"] = f"{metrics.pop('test_acc'):.1%} on {getattr(data, 'description', 'test data')}"
     rows |= {name: f"{value:.6g}" for name, value in metrics.items()} | paths
     width = max(map(len, rows)) + 2
-    print()
-    for name, value in rows.items():
-        lines = str(value).replace("\n", "\n" + " " * width)
-        print(f"{name:{width}}{lines}", flush=True)
+    lines = [f"{name:{width}}{value}".replace("\n", "\n" + " " * width) for name, value in rows.items()]
+    if trainer.is_global_zero:
+        print("", *lines, sep="\n", flush=True)

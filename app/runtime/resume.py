@@ -9,7 +9,6 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import torch
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from sagemaker_env import in_sagemaker, job_name
@@ -27,36 +26,38 @@ END = "end"
 class Resume(Checkpoint):
     """Saves checkpoints from which a run can resume, and resumes from them. Only rank 0 has the files.
 
-    A checkpoint is saved after the first step, at the end of each epoch and of the run, and within an epoch at these
-    intervals:
+    A checkpoint is saved after the first step, at the end of each epoch and of the run, and at intervals within an
+    epoch.
 
     Args:
-        every_n_minutes: Minutes between two checkpoints within an epoch; 0 disables this.
-        every_n_steps: Steps between two checkpoints within an epoch; 0 disables this.
+        best: Callback that knows the file of the best network.
+        files: Checkpoints of this and earlier runs.
+        options: Options of this run; a run resumes only from a checkpoint with the same options.
+        timeout: Seconds after which a rank that does not respond counts as lost.
+        minutes: Minutes between two checkpoints within an epoch; 0 for none.
+        steps: Steps between two checkpoints within an epoch; 0 for none.
     """
 
-    def __init__(self, every_n_minutes: NonNegativeFloat = 5.0, every_n_steps: NonNegativeInt = 0):
-        self.every_n_seconds = every_n_minutes * 60
-        self.every_n_steps = every_n_steps
+    def __init__(
+        self,
+        best: BestNetwork,
+        files: CheckpointFiles,
+        options: dict[str, Any],
+        timeout: float,
+        minutes: float,
+        steps: int,
+    ):
+        self.best = best
+        self.files = files
+        self.options = options
+        self.stop_signal = StopSignal(timeout)
+        self.every_n_seconds = minutes * 60
+        self.every_n_steps = steps
         self.checkpoint: dict[str, Any] | None = None  # from which this run resumes
         self._point = END
         self._rank_state: dict[str, Any] | None = None
         self._last_step: int | None = None
         self._last_time = time.monotonic()
-
-    def connect(self, best: BestNetwork, files: CheckpointFiles, timeout: float, options: dict[str, Any]) -> None:
-        """Connects this callback with the other parts of the run.
-
-        Args:
-            best: Callback that knows the file of the best network.
-            files: Checkpoints of this and earlier runs.
-            timeout: Seconds after which a rank that does not respond counts as lost.
-            options: Options of this run; a run resumes only from a checkpoint with the same options.
-        """
-        self.best = best
-        self.files = files
-        self.options = options
-        self.stop_signal = StopSignal(timeout)
 
     def find(self, trainer: Trainer, model: LightningModule, ckpt_path: str | None) -> None:
         """Finds the checkpoint to resume from, on rank 0, before training begins. Raises ValueError."""
@@ -146,7 +147,7 @@ class Resume(Checkpoint):
         is_finite = all(bool(torch.isfinite(weight).all()) for weight in trainer.lightning_module.parameters())
         if not trainer.strategy.reduce_boolean_decision(is_finite):
             self._exit(trainer, f"weights not finite after step {trainer.global_step}: try a lower learning rate", 1)
-        path = self.files.path(trainer.global_step)
+        path = self.files.folder / f"last-step={trainer.global_step}.ckpt"
         self._point = point
         trainer.save_checkpoint(path, weights_only=False)
         self._point = END
