@@ -7,6 +7,7 @@ import torch
 from interrupted import differences, interrupt, train
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LambdaCallback
+from pytorch_lightning.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric
 from results import last_checkpoint, scalars
 from runtime.private_lightning import epoch_sums, metric_state, metrics, restore_epoch_sums, restore_metrics
 from torch.utils.data import DataLoader
@@ -97,6 +98,12 @@ def test_torchmetrics_continue_with_their_states_also_where_they_share_them():
     resumed.update(2, 3)
     assert torch.equal(resumed.mean.compute(), uninterrupted.mean.compute())
     assert resumed.scores.compute() == uninterrupted.scores.compute()
+
+
+def test_the_number_of_samples_of_a_mean_is_no_integer_which_ranks_would_average_and_truncate():
+    (mean,) = [each for each in sums_of([[5, 7], [1]]).items() if each[0].endswith(".mean")]
+    result = _ResultMetric(_Metadata("training_step", "mean"), is_tensor=True)
+    assert result.cumulated_batch_size.is_floating_point() and mean[1]["batch_size"] == 3
 
 
 @pytest.mark.slow

@@ -113,6 +113,17 @@ def restore_loop_state(
         iter(loop._data_fetcher)
 
 
+def count_in_floats(result: _ResultMetric, metadata: Any, is_tensor: bool) -> None:
+    """Makes means exact where ranks have different numbers of samples: Lightning averages the integers, truncated."""
+    init_result(result, metadata, is_tensor)
+    if hasattr(result, "cumulated_batch_size"):
+        result.add_state("cumulated_batch_size", torch.tensor(0.0), dist_reduce_fx=torch.sum)
+
+
+init_result = _ResultMetric.__init__
+_ResultMetric.__init__ = count_in_floats
+
+
 class ResumedResults(_ResultCollection):
     """Lightning's values of `self.log` in training, which continue the sums of an epoch that was interrupted.
 

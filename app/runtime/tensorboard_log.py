@@ -27,11 +27,9 @@ class TensorBoardLog(TensorBoardLogger):
         return {"version": self.version, "files": files, "next_step": self._next_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues the log of `state`, in its folder unless the person has named a version."""
+        """Continues the log of `state`, without what was logged later, in its folder unless a version was passed."""
         self._next_step = state["next_step"]
         version = state["version"] if self._version is None else self._version
         continue_version(self, version, self._next_step)
         for name, content in state["files"].items():
-            path = Path(self.log_dir, name)
-            if not path.exists() or path.stat().st_size < len(content):
-                write_atomically(content, path)
+            write_atomically(content, Path(self.log_dir, name))
