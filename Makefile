@@ -4,6 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python .venv --require-hashes
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --custom-compile-command 'make lock' $(addprefix --upgrade-package ,$(UPGRADE))
+IMAGE_LOCK := $(wildcard docker/requirements/*.txt)
 
 help:  ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -43,9 +44,11 @@ figures:  ## Draw the pictures from what was recorded
 drill: .venv/installed-dev  ## Kill runs in all ways, and compare how they end: 20 times, or N
 	$(BIN)/python tests/drill.py $(N)
 
-lock: .venv/bin/uv  ## Choose versions for what pyproject.toml asks for; newer ones of UPGRADE=package
+lock: .venv/bin/uv  ## Lock the packages of pyproject.toml; UPGRADE=package takes newer versions of one
 	$(LOCK) --group test --output-file requirements.txt
-	$(LOCK) --group image --constraints requirements.txt --output-file docker/requirements.txt
+	cat /dev/null $(IMAGE_LOCK) > .venv/image.txt  # uv keeps the versions that it finds in its output file
+	$(LOCK) --group image --constraints requirements.txt --output-file .venv/image.txt
+	awk -f docker/requirements/split.awk .venv/image.txt
 
 .venv/bin/uv: requirements.txt
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("Python 3.11, 3.12 or 3.13 is needed, not " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
@@ -60,8 +63,8 @@ lock: .venv/bin/uv  ## Choose versions for what pyproject.toml asks for; newer o
 	$(BIN)/uv pip check --python .venv
 	@touch $@
 
-.venv/installed-dev: .venv/installed docker/requirements.txt
-	$(INSTALL) -r requirements.txt -r docker/requirements.txt
+.venv/installed-dev: .venv/installed $(IMAGE_LOCK)
+	$(INSTALL) -r requirements.txt $(addprefix -r ,$(IMAGE_LOCK))
 	$(BIN)/uv pip check --python .venv
 	$(PYTHON) -m venv --without-pip .venv/aws  # the AWS CLI wants a botocore of its own
 	$(BIN)/uv pip install --quiet --python .venv/aws awscli==1.45.11

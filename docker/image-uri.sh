@@ -15,6 +15,6 @@ fi
 checksum='import hashlib, sys
 digests = [hashlib.sha256(open(name, "rb").read()).digest() for name in sys.argv[1:]]
 print(hashlib.sha256(b"".join(digests)).hexdigest()[:12])'
-files=(docker/Dockerfile docker/entrypoint.py docker/requirements.txt)
+files=(docker/Dockerfile docker/entrypoint.py docker/requirements/*.txt)
 tag=${IMAGE_TAG:-$(python3 -c "$checksum" "${files[@]}")}
 echo "$registry/sagemaker-tutorial:$tag"

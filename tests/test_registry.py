@@ -72,7 +72,7 @@ def push(tmp_path: Path, aws, registry: str) -> Iterator[Callable[..., subproces
     for script in (tmp_path / "docker").glob("*.sh"):
         script.write_text(script.read_text().replace("sagemaker-tutorial", NAME))
     (tmp_path / "docker/Dockerfile").write_text(
-        "FROM scratch\nARG WORD=\nENV WORD=${WORD}\nCOPY docker/requirements.txt .\n"
+        "FROM scratch\nARG WORD=\nENV WORD=${WORD}\nCOPY docker/requirements/others.txt .\n"
     )
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/docker").write_text(
@@ -210,7 +210,7 @@ def test_another_image_under_the_tag_is_an_error(push):
 
 def test_a_build_that_leaves_no_image_never_pushes_an_older_one(push, tmp_path):
     push()
-    (tmp_path / "docker/requirements.txt").write_text("changed")
+    (tmp_path / "docker/requirements/others.txt").write_text("changed")
     line = error_line(push(code=2, ENGINE="no-image"))
     assert line.startswith("the build has left no image in Docker Engine; ")
     assert (tmp_path / "commands").read_text().count("push ") == 1

@@ -173,17 +173,22 @@ def test_china_has_a_domain_of_its_own_and_govcloud_has_none(project, region, do
 
 
 def test_the_tag_changes_with_each_file_of_the_image_and_with_nothing_else(project):
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    patterns = [line.removeprefix("!") for line in lines if line.startswith("!")]
+    files = [path for pattern in ("docker/Dockerfile", *patterns) for path in ROOT.glob(pattern)]
+    names = [path.relative_to(ROOT) for path in files]
+    assert len(names) == 6
     tags = [project.run(URI, REGISTRY="r")]
     assert tags[0].startswith("r/sagemaker-tutorial:") and len(tags[0].split(":")[1]) == 12
     (project.folder / "docker/build-image.sh").write_text("")
     (project.folder / "docker/Dockerfile").touch()
     project.folder = project.folder.rename(project.folder.with_name("renamed"))
     assert project.run(URI, REGISTRY="r") == tags[0]
-    for file in ("docker/Dockerfile", "docker/entrypoint.py", "docker/requirements.txt"):
-        with open(project.folder / file, "a") as opened:
-            opened.write("\n")
+    for name in names:
+        with open(project.folder / name, "a") as file:
+            file.write("\n")
         tags.append(project.run(URI, REGISTRY="r"))
-    assert len(set(tags)) == 4
+    assert len(set(tags)) == 7
 
 
 def test_a_registry_and_a_tag_of_the_persons_own_need_no_aws(project):
