@@ -20,7 +20,7 @@ def start(*options: str, folder: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_a_job_that_loses_a_host_goes_on_from_its_checkpoint_in_s3_and_ends_with_the_same_weights(tmp_path):
+def test_a_job_that_loses_a_host_resumes_bit_exactly_from_its_checkpoint_in_s3(tmp_path):
     rehearsal = start(folder=tmp_path)
     stdout, stderr = rehearsal.communicate(timeout=600)
     assert (rehearsal.returncode, stderr) == (0, ""), stdout + stderr
@@ -36,7 +36,7 @@ def test_a_job_that_loses_a_host_goes_on_from_its_checkpoint_in_s3_and_ends_with
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_neither_processes_nor_files(tmp_path):
+def test_ctrl_c_leaves_no_processes_or_files(tmp_path):
     rehearsal = start(folder=tmp_path)
     while "training in 2 processes" not in rehearsal.stdout.readline():
         assert rehearsal.poll() is None, rehearsal.stderr.read()
@@ -49,7 +49,7 @@ def test_ctrl_c_leaves_neither_processes_nor_files(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_without_data_is_told_before_anything_starts(tmp_path):
+def test_an_empty_data_folder_is_rejected_before_anything_starts(tmp_path):
     rehearsal = start(f"--input_path={tmp_path}", folder=tmp_path)
     stdout, stderr = rehearsal.communicate(timeout=120)
     assert (rehearsal.returncode, stdout) == (2, "")

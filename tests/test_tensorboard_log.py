@@ -15,7 +15,7 @@ LOG = Path("logs/tensorboard/tutorial")
 @pytest.mark.slow
 @pytest.mark.parametrize("is_there", [True, False], ids=["in its folder", "in a folder that is lost"])
 @pytest.mark.parametrize("signum, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)])
-def test_the_log_of_an_interrupted_run_is_that_of_one_without_interruption(tmp_path, signum, code, is_there):
+def test_the_log_of_an_interrupted_run_equals_that_of_an_uninterrupted_run(tmp_path, signum, code, is_there):
     options = (*TINY, *SYNTHETIC, "--trainer.log_every_n_steps=3", "--resume.every_n_steps=5")
     options += ("--logger.flush_secs=100",)
     for name in ("whole", "interrupted"):
@@ -35,7 +35,7 @@ def test_the_log_of_an_interrupted_run_is_that_of_one_without_interruption(tmp_p
     assert whole == interrupted
 
 
-def test_a_log_goes_on_in_its_folder_unless_a_person_names_another(tmp_path):
+def test_a_resumed_log_keeps_its_folder_unless_a_version_is_passed(tmp_path):
     first = TensorBoardLog(str(tmp_path), name="tutorial")
     first.log_metrics({"loss": 1.0}, 0)
     state = first.state_dict()
@@ -46,7 +46,7 @@ def test_a_log_goes_on_in_its_folder_unless_a_person_names_another(tmp_path):
 
 
 @pytest.mark.slow
-def test_of_two_processes_one_writes(tmp_path):
+def test_only_one_of_two_processes_writes_the_log(tmp_path):
     run_train(*TINY, *SYNTHETIC, "--trainer.devices=2", cwd=tmp_path)
     names = sorted(path.name for path in (tmp_path / LOG / "version_0").iterdir())
     kinds = [name.split(".")[0] for name in names]
@@ -54,6 +54,6 @@ def test_of_two_processes_one_writes(tmp_path):
     assert len({name.split(".")[-2] for name in names if "events" in name}) == 1  # process ID
 
 
-def test_a_training_that_fails_leaves_its_log(tmp_path):
+def test_a_failed_run_leaves_its_log(tmp_path):
     run_train_warm(*TINY, *SYNTHETIC, "--trainer.callbacks=tiny.Fail", cwd=tmp_path, code=1)
     assert [step for step, _ in scalars(tmp_path / LOG / "version_0")["val_loss"]] == [15]
