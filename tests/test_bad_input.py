@@ -1,4 +1,4 @@
-"""Mistakes: one line on stderr that says what to do, exit code 2, nothing written."""
+"""Tests of bad input: one line on stderr that states what to do, exit code 2, and no files written."""
 
 import functools
 import http.server
@@ -17,7 +17,7 @@ NO_SERVER = "--data.url=http://127.0.0.1:9/cifar-10-python.tar.gz"
 
 
 def error_line(*options: str, cwd: Path, run: Callable = run_train_warm, **kwargs) -> str:
-    """The line on stderr, after a check that it is the only one, and that nothing was written."""
+    """Returns the only line on stderr, after checking that nothing was written."""
     before = sorted(cwd.rglob("*"))
     result = run(*options, cwd=cwd, code=2, **kwargs)
     assert sorted(cwd.rglob("*")) == before
@@ -127,7 +127,7 @@ def test_a_missing_gpu_is_reported_with_the_options_for_the_cpu(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler to build a driver with")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a real driver")
-@pytest.mark.skipif(not torch.version.cuda, reason="this torch is not made for CUDA")
+@pytest.mark.skipif(not torch.version.cuda, reason="this torch is built without CUDA")
 def test_an_outdated_driver_is_reported_with_its_version(tmp_path_factory, tmp_path):
     driver = tmp_path_factory.mktemp("driver")
     (driver / "cuda.c").write_text(
@@ -144,7 +144,7 @@ def test_an_outdated_driver_is_reported_with_its_version(tmp_path_factory, tmp_p
 
 @pytest.mark.parametrize("option", ["--logger.save_dir", "--checkpoint.dirpath", "--model_dir"])
 def test_a_read_only_output_directory_is_reported(tmp_path, option):
-    # Root may write to any folder but the kernel's own.
+    # Root may write to any folder except the kernel's.
     forbidden = "/sys" if os.geteuid() == 0 else str(tmp_path / "forbidden")
     Path(forbidden).mkdir(exist_ok=True, mode=0o555)
     assert forbidden in error_line(*SYNTHETIC, f"{option}={forbidden}/x", cwd=tmp_path)

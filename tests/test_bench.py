@@ -1,4 +1,4 @@
-"""The benchmarks: what they compare is the same work, and what they calculate."""
+"""Tests of the benchmarks: the alternatives do the same work, and the calculations are right."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from benchmarks.steps import recipe, time_loop, time_stock
 from fast import FastNet
 from measuring import Result, seconds_per_step
 from other_hosts import NETWORK, bytes_sent, communication_seconds, efficiency
-from our_trainer import time_ours
+from our_trainer import time_train_py
 from pytorch_lightning import seed_everything
 from synthetic import SyntheticCIFAR10DataModule
 
@@ -23,7 +23,7 @@ def test_loop_stock_trainer_and_train_py_end_with_the_same_weights(monkeypatch):
     for run in (
         lambda: time_loop(task, "cpu"),
         lambda: time_stock(task, "cpu"),
-        lambda: time_ours(task.options, task.num_steps),
+        lambda: time_train_py(task.options, task.num_steps),
     ):
         seed_everything(42)
         assert len(run()) == task.num_steps

@@ -1,4 +1,4 @@
-"""Checkpoints that SageMaker's agent copies: jobs that go on from what it had copied, and what it does not bear."""
+"""Tests of jobs that resume from the copies of SageMaker's checkpoint agent, and of the agent's simulation."""
 
 import random
 import time
@@ -73,8 +73,8 @@ def test_the_agent_gives_up_at_a_file_that_keeps_growing(tmp_path):
     assert agent.gave_up_at == "events" and not (tmp_path / "store/later").exists()
 
 
-def killed(folder: Path, step: int, hook: str) -> dict[str, str]:
-    """The environment of a job that was killed at a step; an epoch has 16."""
+def run_and_kill(folder: Path, step: int, hook: str) -> dict[str, str]:
+    """Runs a job that kills itself at a step and returns its environment; an epoch has 16 steps."""
     (folder / "checkpoints").mkdir()
     environment = sagemaker_environment(folder)
     options = {"file": folder / "step", "step": step, "hook": hook}
@@ -87,13 +87,13 @@ def killed(folder: Path, step: int, hook: str) -> dict[str, str]:
 
 
 def test_the_previous_best_network_stays_until_the_agent_had_time_to_copy(tmp_path):
-    killed(tmp_path, step=32, hook="on_test_start")
+    run_and_kill(tmp_path, step=32, hook="on_test_start")
     names = sorted(path.name for path in (tmp_path / "checkpoints").glob("epoch*"))
     assert names == ["epoch=0-step=16.ckpt", "epoch=1-step=32.ckpt"]
 
 
 def test_a_checkpoint_without_its_best_network_is_not_resumed_from(tmp_path):
-    environment = killed(tmp_path, step=23, hook="on_train_batch_end")
+    environment = run_and_kill(tmp_path, step=23, hook="on_train_batch_end")
     (tmp_path / "checkpoints/epoch=0-step=16.ckpt").unlink()
     result = run_train_warm(*RUN, cwd=tmp_path, env=environment)
     assert "resuming from" in result.stdout and "/last-step=11.ckpt, step 11 in epoch 0\n" in result.stdout

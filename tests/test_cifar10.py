@@ -1,4 +1,4 @@
-"""The data module: which images an epoch shows, and what a subclass with other images gets or is refused."""
+"""Tests of the data module: augmentation, normalization, and subclasses with their own images."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def set_up(module: CIFAR10DataModule, normalize: bool = True) -> CIFAR10DataModule:
-    """The module with its images; unless they are normalized, they are in [0, 1]."""
+    """Reads the images and returns the module; without `normalize` it gathers images in [0, 1]."""
     if not normalize:
         module.mean, module.std = [0.0] * len(module.mean), [1.0] * len(module.std)
     module.setup()
@@ -76,14 +76,14 @@ def test_synthetic_images_have_cifar10_shapes_and_are_reproducible_by_seed():
 
 
 class Squares(CIFAR10DataModule):
-    """Somebody's own images: 64 pixels wide and high, in 3 channels and 7 classes."""
+    """Custom images of 64 x 64 pixels with 3 channels and 7 classes."""
 
     num_classes = 7
     shape = (3, 64, 64)
 
     def read(self) -> tuple[Tensor, Tensor, int]:
-        numbers = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (100, *self.shape), dtype=torch.uint8, generator=numbers)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (100, *self.shape), dtype=torch.uint8, generator=generator)
         return images, torch.arange(100) % 7, 20
 
 

@@ -1,4 +1,4 @@
-"""CIFAR-10's files: what is read, and what is refused."""
+"""Tests of reading CIFAR-10's archive and of rejecting invalid ones."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The fast recipe: what its parts do, and that a run of it is tested once and goes on as exactly as any other."""
+"""Tests of the fast recipe: its parts, a whole run, and a resumed run."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ RECIPE += ("--checkpoint.dirpath=logs/checkpoints", "--resume.every_n_steps=4")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, str]:
-    """The folder and the output of a run of three epochs."""
+    """Trains for three epochs and returns the folder and the output of the run."""
     folder = tmp_path_factory.mktemp("finished")
     return folder, train(*RECIPE, cwd=folder).stdout
 

@@ -1,4 +1,4 @@
-"""The loader of indices: which samples a rank gets, and where a loader goes on from the state of another."""
+"""Tests of IndexLoader: how it divides samples among ranks, and how it resumes from a state."""
 
 from itertools import islice
 from pathlib import Path
@@ -55,7 +55,7 @@ def indices(loader: IndexLoader) -> list[int]:
 
 
 def after(num_batches: int, epoch: int = 0, **kwargs) -> dict[str, int]:
-    """The state of a loader of 100 samples that has yielded this many batches of an epoch."""
+    """Returns the state of a loader of 100 samples after `num_batches` batches of an epoch."""
     loader = IndexLoader(100, **kwargs)
     loader.set_epoch(epoch)
     list(islice(loader, num_batches))
@@ -154,7 +154,7 @@ def test_a_finished_epoch_is_finished_for_any_batch_size_and_number_of_ranks(bat
 
 
 class Keep(LightningModule):
-    """Keeps the indices that it is given, and a checkpoint after each step inside an epoch and at its end."""
+    """Records its indices, and saves a checkpoint after each step and at the end of each epoch."""
 
     def __init__(self, directory: Path):
         super().__init__()

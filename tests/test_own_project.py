@@ -1,4 +1,4 @@
-"""Somebody else's Lightning project: whatever its modules look like, it is trained, tested, exported, and goes on."""
+"""Tests of custom Lightning projects: any of them can be trained, tested, exported and resumed."""
 
 import re
 import signal
@@ -22,7 +22,7 @@ PLAIN, STATEFUL = "--data=projects.PlainData", "--data=projects.StatefulData"
 OWN_OPTIMIZER = " defines its own optimizers; ignoring --optimizer\n"
 NOT_STATEFUL = "the training loader is not stateful: an interrupted run resumes from the last complete epoch"
 THREE_EPOCHS = ("--trainer.max_epochs=3", "--resume.every_n_steps=3")
-KINDS = {  # class, data module, what each epoch's line has, and the test if there is one
+KINDS = {  # module, data module, metrics in the line of each epoch, and the metric of the test, if any
     "returns a tensor": (ReturnsTensor, "PlainData", {"train_loss", "val_loss"}, "test_loss"),
     "returns a dict": (ReturnsDict, "PlainData", {"train_loss", "val_loss", "val_acc"}, "test_loss"),
     "plateau": (OnPlateau, "PlainData", {"train_loss", "val_loss"}, "test_loss"),
@@ -44,7 +44,7 @@ def exported(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Callable[[str], tuple[Path, SimpleNamespace]]:
-    """The folder of a run of that kind, and what it has printed."""
+    """Returns a function that trains a project of a kind and returns the folder and the result of the run."""
 
     @cache
     def run(kind: str) -> tuple[Path, SimpleNamespace]:
@@ -57,7 +57,7 @@ def finished(tmp_path_factory) -> Callable[[str], tuple[Path, SimpleNamespace]]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> tuple[Path, str]:
-    """The folder of an own project's run, and what it has printed."""
+    """Trains the project in tests/own_project and returns the folder and the output of the run."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     return folder, train(*GLYPHS, *THREE_EPOCHS, cwd=folder).stdout
 
@@ -157,14 +157,14 @@ def test_an_interrupted_run_of_a_custom_project_resumes_bit_exactly(uninterrupte
     assert not differences(uninterrupted[0], tmp_path)
 
 
-IN_FAST_TESTS = [
-    # options, and the step at which a run is killed; "ddp" makes Lightning give the loader a sampler of its own
+FAST_CASES = [
+    # options, and the step at which a run is killed
     (("--model=projects.OnPlateau", STATEFUL, "--trainer.val_check_interval=0.25"), 17),
     (("--model=projects.Manual", STATEFUL), 34),
     (("--model=projects.LogsEverything", STATEFUL), 17),
     (("--model=projects.LogsEverything", STATEFUL), 19),  # with one batch left in the epoch
 ]
-IN_SLOW_TESTS = [
+SLOW_CASES = [
     (("--model=glyph_net.ScheduledGlyphNet", "--data=glyph_data.GlyphDataModule"), 17),
     (("--model=projects.OneCycle", STATEFUL, "--trainer.accumulate_grad_batches=3"), 7),
     (("--model=projects.OneCycle", STATEFUL, "--trainer.max_steps=27", "--trainer.max_epochs=-1"), 24),
@@ -183,7 +183,7 @@ IN_SLOW_TESTS = [
 
 @pytest.mark.parametrize(
     "options, step",
-    [*IN_FAST_TESTS, *(pytest.param(*values, marks=pytest.mark.slow) for values in IN_SLOW_TESTS)],
+    [*FAST_CASES, *(pytest.param(*values, marks=pytest.mark.slow) for values in SLOW_CASES)],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
 def test_resuming_is_bit_exact_for_any_model_data_and_trainer_options(tmp_path, options, step):
@@ -269,7 +269,7 @@ def test_an_invalid_option_of_a_custom_project_is_reported_in_one_line(tmp_path,
 
 @pytest.fixture
 def job(tmp_path) -> dict[str, str]:
-    """What SageMaker's toolkit puts into the environment."""
+    """Returns the environment variables that SageMaker's toolkit sets."""
     folders = {"SM_MODEL_DIR": "model", "SM_OUTPUT_DATA_DIR": "output", "SM_CHANNEL_TRAINING": "training"}
     paths = {name: str(tmp_path / folder) for name, folder in folders.items()}
     return paths | {"SM_HOSTS": '["127.0.0.1"]', "SM_CURRENT_HOST": "127.0.0.1"}
@@ -330,7 +330,7 @@ def test_workers_resume_bit_exactly_if_their_dataset_is_not_random(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["own project", "its own schedules", "validation in the epoch"])
+@pytest.mark.parametrize("kind", ["custom project", "custom schedules", "validation within epochs"])
 def test_a_drill_is_bit_exact(tmp_path, kind):
     _, found = drill_own_project.crash_test(kind, tmp_path, Random(0))
     assert not found

@@ -1,4 +1,4 @@
-"""The port of examples/photos to SageMaker, as README.md has it: the project is copied into app/, and all works."""
+"""Tests of porting examples/photos to SageMaker as README.md describes it, by copying the project into app/."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from torchvision.models import resnet18
 from tutorial import block, run_block
 
 PORT, MAKE_PHOTOS, TRAIN = block("cp examples/photos/photo* app/").splitlines()
-AS_ITS_OWNER = """
+PLAIN_LIGHTNING = """
 from photo_data import PhotoData
 from photo_net import PhotoNet
 from pytorch_lightning import Trainer
@@ -43,7 +43,7 @@ HYPERPARAMS = ("config=photos.yaml", "data.root=/opt/ml/input/data/training")
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """What a clone of the repository has after the port, and photos."""
+    """Ports the project in a copy of the repository, and generates photos."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copy(ROOT / "run_sagemaker.py", folder)
     for name in ("app", "launcher", "examples"):
@@ -54,7 +54,7 @@ def project(tmp_path_factory) -> Path:
 
 
 def run(project: Path, *options: str, cwd: Path, step: int | None = None) -> Any:
-    """Trains with the recipe, its files where other tests have theirs; it is killed after `step`, if there is one."""
+    """Trains with the recipe in `cwd`; kills the run after `step`, if given."""
     if not (cwd / "photos").exists():
         (cwd / "photos").symlink_to(project / "photos")
     options = (f"--config={project}/{TRAIN.split()[-1]}", "--checkpoint.dirpath=logs/checkpoints", *options)
@@ -84,7 +84,7 @@ def test_pretrained_weights_are_loaded_except_for_a_last_layer_of_another_size(t
 
 @pytest.mark.slow
 def test_before_the_port_it_is_an_ordinary_lightning_project(project):
-    command = [sys.executable, "-c", AS_ITS_OWNER]
+    command = [sys.executable, "-c", PLAIN_LIGHTNING]
     environment = NO_AWS | {"PYTHONPATH": str(project / "examples/photos")}
     result = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=240)
     assert result.stdout.endswith("2 steps\n"), result.stderr

@@ -1,4 +1,4 @@
-"""The pictures that examples/pictures adds to TensorBoard."""
+"""Tests of the pictures that examples/pictures adds to TensorBoard."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ WITH_PICTURES = (*TINY, *SYNTHETIC, block("pictures.TestPictures").split()[-1])
 
 
 def confusion_matrix(log_dir: Path) -> np.ndarray:
-    """Its numbers, from a table in Markdown whose first column and first row are the classes."""
+    """Reads the confusion matrix from a Markdown table; its first column and first row are the classes."""
     event = EventAccumulator(str(log_dir)).Reload().Tensors("confusion_matrix/text_summary")[-1]
     header, _, *rows = event.tensor_proto.string_val[0].decode().splitlines()
     assert [row.split("|")[1] for row in rows] == header.split("|")[2:-1]
@@ -25,7 +25,7 @@ def confusion_matrix(log_dir: Path) -> np.ndarray:
 
 
 def colours(log_dir: Path) -> list[tuple[int, int, int]]:
-    """Of the frames of the images, 130 pixels apart; there is nothing but black where no image is."""
+    """Reads the RGB colours of the frames from an image grid with a spacing of 130 pixels; empty cells are black."""
     event = EventAccumulator(str(log_dir)).Reload().Images("test_images")[-1]
     data = torch.frombuffer(bytearray(event.encoded_image_string), dtype=torch.uint8)
     corners = decode_image(data, ImageReadMode.RGB)[:, 2::130, 2::130].flatten(1).T.tolist()

@@ -1,4 +1,4 @@
-"""Private names of other libraries: each test fails when a library changes what runtime/ needs of it."""
+"""Tests of private names of other libraries: each fails when a library changes what runtime/ depends on."""
 
 import random
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 
 class Module(LightningModule):
-    """Writes down what happens, its own steps and validations among it."""
+    """Records its steps and validations in `events`."""
 
     def __init__(self):
         super().__init__()
@@ -70,7 +70,7 @@ class WriteDown(DummyLogger):
 
 
 class BetweenSteps(Callback):
-    """Calls a function between steps."""
+    """Calls a function between steps and keeps its results."""
 
     def __init__(self, function: Callable[[Trainer], Any]):
         self.function, self.results = function, []
@@ -95,7 +95,7 @@ class ResumeFromMemory(Callback):
 
 
 def fit(*callbacks: Callback, module: Module | None = None, loader: Any = None, **options: Any) -> Trainer:
-    """Trains for two epochs of four batches unless told otherwise."""
+    """Trains for two epochs of four batches by default."""
     module, loader = module or Module(), IndexLoader(8, 2, seed=0) if loader is None else loader
     quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"), False)
     options = {"max_epochs": 2, "accelerator": "cpu", "num_sanity_val_steps": 0, "log_every_n_steps": 1} | options
@@ -104,8 +104,8 @@ def fit(*callbacks: Callback, module: Module | None = None, loader: Any = None, 
     return trainer
 
 
-def saved(tmp_path: Path, at: tuple[int, int]) -> dict[str, Any]:
-    """The checkpoint that a run leaves between two steps, in that epoch after so many of its batches."""
+def checkpoint_at(tmp_path: Path, at: tuple[int, int]) -> dict[str, Any]:
+    """Returns the checkpoint of a run at (epoch, number of finished batches)."""
 
     def save(trainer: Trainer) -> None:
         if (trainer.current_epoch, private_lightning.num_batches_done(trainer)) == at:
@@ -156,7 +156,7 @@ def test_training_loaders_are_found_and_their_states_if_all_are_stateful():
         (StatefulDataLoader(range(8), batch_size=2), True),
         (without, False),
         ([with_state, without], False),
-        (StatefulDataLoader(Numbers(), batch_size=2), False),  # whose length nobody knows
+        (StatefulDataLoader(Numbers(), batch_size=2), False),  # of unknown length
     ]:
         module = Module()
         module.training_step = lambda batch, batch_idx, module=module: module.layer(torch.ones(1, 1)).sum()
@@ -169,7 +169,7 @@ def test_training_loaders_are_found_and_their_states_if_all_are_stateful():
 
 
 def test_training_resumes_from_a_checkpoint_in_memory(tmp_path):
-    resume = ResumeFromMemory(saved(tmp_path, at=(1, 2)))
+    resume = ResumeFromMemory(checkpoint_at(tmp_path, at=(1, 2)))
     trainer = fit(resume, module=(module := Module()))
     assert resume.first_step == 6 and trainer.global_step == 8
     assert module.events == ["step 2", "step 3", "validation"]
@@ -202,28 +202,28 @@ def test_a_loader_resumes_with_the_next_batch_in_the_order_of_the_epoch(tmp_path
 @pytest.mark.parametrize("sampler", [RandomSampler(range(8)), WeightedRandomSampler([1.0] * 8, 8)])
 @pytest.mark.parametrize("in_several_ranks", [False, True])
 def test_a_loader_with_a_non_reproducible_sampler_is_not_stateful(sampler, in_several_ranks):
-    if in_several_ranks:  # as Lightning does with samplers that it does not know, such as torchdata's
+    if in_several_ranks:  # Lightning wraps samplers that it does not know, such as torchdata's
         sampler = DistributedSamplerWrapper(sampler, num_replicas=2, rank=0)
-    can_tell = BetweenSteps(private_lightning.loaders_are_stateful)
+    is_stateful = BetweenSteps(private_lightning.loaders_are_stateful)
     options = {"max_epochs": 1, "use_distributed_sampler": False}
-    fit(can_tell, loader=StatefulDataLoader(range(8), batch_size=2, sampler=sampler), **options)
-    assert not any(can_tell.results)
+    fit(is_stateful, loader=StatefulDataLoader(range(8), batch_size=2, sampler=sampler), **options)
+    assert not any(is_stateful.results)
 
 
 def test_a_plateau_scheduler_steps_at_the_end_of_a_resumed_epoch(tmp_path):
-    trainer = fit(ResumeFromMemory(saved(tmp_path, at=(0, 2))))
+    trainer = fit(ResumeFromMemory(checkpoint_at(tmp_path, at=(0, 2))))
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 2
 
 
 def test_resuming_at_the_start_of_an_epoch_trains_its_first_batch(tmp_path):
-    fit(ResumeFromMemory(saved(tmp_path, at=(1, 0))), module=(module := Module()))
+    fit(ResumeFromMemory(checkpoint_at(tmp_path, at=(1, 0))), module=(module := Module()))
     assert module.events == [*(f"step {index}" for index in range(4)), "validation"]
 
 
 def test_metrics_from_before_the_interruption_are_restored(tmp_path):
     between = BetweenSteps(lambda trainer: dict(trainer.callback_metrics))
-    fit(ResumeFromMemory(saved(tmp_path, at=(0, 2)), {"of before": torch.tensor(3.0)}), between)
-    assert between.results and all(metrics["of before"] == 3 for metrics in between.results)
+    fit(ResumeFromMemory(checkpoint_at(tmp_path, at=(0, 2)), {"earlier": torch.tensor(3.0)}), between)
+    assert between.results and all(metrics["earlier"] == 3 for metrics in between.results)
 
 
 def test_a_resumed_log_keeps_its_folder_and_hides_later_steps(tmp_path):
@@ -249,8 +249,8 @@ def test_random_states_of_torch_numpy_and_python_are_saved_and_restored():
     assert draw() == before
 
 
-def refused(parser: Parser, option: str, capsys: pytest.CaptureFixture) -> str:
-    """The line with which a parser refuses an option."""
+def parser_error(parser: Parser, option: str, capsys: pytest.CaptureFixture) -> str:
+    """Returns the line on stderr of a parser that rejects an option."""
     with pytest.raises(SystemExit):
         parser.parse_args([option])
     return capsys.readouterr().err
@@ -260,7 +260,7 @@ def test_the_parser_suggests_the_closest_option(capsys):
     parser = Parser(allow_abbrev=False)
     parser.add_argument("--learning_rate", type=float)
     line = "unknown option --learning_rat; did you mean --learning_rate?\n"
-    assert refused(parser, "--learning_rat=1", capsys).endswith(line)
+    assert parser_error(parser, "--learning_rat=1", capsys).endswith(line)
 
 
 def test_an_integer_stays_an_integer_if_a_float_is_allowed_too():
@@ -274,4 +274,4 @@ def test_an_integer_stays_an_integer_if_a_float_is_allowed_too():
 def test_an_invalid_value_is_reported_with_the_expected_type(capsys):
     parser = Parser()
     parser.add_argument("--size", type=int)
-    assert refused(parser, "--size=many", capsys).endswith("--size=many is not valid: expected int\n")
+    assert parser_error(parser, "--size=many", capsys).endswith("--size=many is not valid: expected int\n")

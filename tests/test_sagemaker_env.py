@@ -1,4 +1,4 @@
-"""What SageMaker says in the environment and files of a container, and what train.py makes of it."""
+"""Tests of how train.py reads the environment and the files of a SageMaker container."""
 
 import json
 import time
@@ -17,13 +17,13 @@ def test_options_override_the_default_folders_of_the_container(tmp_path):
     assert config["logger"]["save_dir"] == str(tmp_path / "output/data/tensorboard")
     assert config["checkpoint"]["dirpath"] == str(tmp_path / "output/data/checkpoints")
 
-    (tmp_path / "checkpoints").mkdir()  # as when the job asks for it
-    # A file from a run on the laptop, say.
+    (tmp_path / "checkpoints").mkdir()  # exists if the job has a checkpoint path
+    # Such as a file from a run on a laptop.
     (tmp_path / "run.yaml").write_text("{model_dir: null, logger: {save_dir: logs, name: mine}}")
     options = ["--config", "run.yaml"]
     config = yaml.safe_load(run_train_warm(*options, "--print_config", "", cwd=tmp_path, env=environment).stdout)
     assert config["model_dir"] == str(tmp_path / "model")
-    assert config["logger"]["save_dir"] == str(tmp_path / "output/data/tensorboard")  # not among checkpoints
+    assert config["logger"]["save_dir"] == str(tmp_path / "output/data/tensorboard")  # not in the checkpoint folder
     assert config["logger"]["name"] == "mine"
 
     options = ["--data.data_dir", "mine", "--model_dir", "null", "--optimizer.weight_decay", "-1e-3"]

@@ -1,4 +1,4 @@
-"""TensorBoard's log of a run that is interrupted, or that has several processes."""
+"""Tests of the TensorBoard log of interrupted runs, failed runs, and runs of several processes."""
 
 import shutil
 import signal
@@ -18,9 +18,9 @@ LOG = Path("logs/tensorboard/tutorial")
 def test_the_log_of_an_interrupted_run_equals_that_of_an_uninterrupted_run(tmp_path, signum, code, is_there):
     options = (*TINY, *SYNTHETIC, "--trainer.log_every_n_steps=3", "--resume.every_n_steps=5")
     options += ("--logger.flush_secs=100",)
-    for name in ("whole", "interrupted"):
+    for name in ("uninterrupted", "interrupted"):
         (tmp_path / name).mkdir()
-    run_train_warm(*options, cwd=tmp_path / "whole")
+    run_train_warm(*options, cwd=tmp_path / "uninterrupted")
     drill = ("--trainer.callbacks=tiny.Drill", "--trainer.callbacks.file=step", "--trainer.callbacks.step=23")
     drill += ("--trainer.callbacks.hook=on_train_batch_end", f"--trainer.callbacks.signum={signum.value}")
     stderr = run_train_warm(*options, *drill, cwd=tmp_path / "interrupted", code=code).stderr
@@ -29,10 +29,12 @@ def test_the_log_of_an_interrupted_run_equals_that_of_an_uninterrupted_run(tmp_p
         shutil.rmtree(tmp_path / "interrupted" / LOG)
     assert "resuming from" in run_train_warm(*options, cwd=tmp_path / "interrupted").stdout
     assert [path.name for path in (tmp_path / "interrupted" / LOG).iterdir()] == ["version_0"]
-    whole, interrupted = (scalars(tmp_path / name / LOG / "version_0") for name in ("whole", "interrupted"))
-    for series in (whole, interrupted):
+    uninterrupted, interrupted = (
+        scalars(tmp_path / name / LOG / "version_0") for name in ("uninterrupted", "interrupted")
+    )
+    for series in (uninterrupted, interrupted):
         series["images_per_second"] = [step for step, _ in series["images_per_second"]]
-    assert whole == interrupted
+    assert uninterrupted == interrupted
 
 
 def test_a_resumed_log_keeps_its_folder_unless_a_version_is_passed(tmp_path):

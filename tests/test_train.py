@@ -1,4 +1,4 @@
-"""What a person sees who trains: the program as a process, on small data."""
+"""Tests of train.py as a process on small data: its output, files, options and results."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, str]:
-    """The folder and the output of a run of two epochs."""
+    """Trains for two epochs and returns the folder and the output of the run."""
     directory = tmp_path_factory.mktemp("finished")
     return directory, run_train_warm(*TINY_RUN, "--trainer.log_every_n_steps=5", cwd=directory).stdout
 
@@ -142,7 +142,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_run(finished, t
 
 
 def test_the_best_checkpoint_by_validation_loss_is_tested_and_exported(tmp_path):
-    # A learning rate that jumps spoils the second epoch.
+    # The learning rate jumps, so that the second epoch is worse.
     schedule = ("--lr_scheduler=MultiStepLR", "--lr_scheduler.milestones=[1]", "--lr_scheduler.gamma=1e6")
     output = run_train_warm(*TINY_RUN, *schedule, cwd=tmp_path).stdout
     first, second = epoch_lines(output)
@@ -170,7 +170,7 @@ def test_a_limit_of_1_is_one_batch_and_1_0_is_all_batches(tmp_path):
 
 
 def test_the_train_loss_is_the_mean_over_images_with_gradient_accumulation(tmp_path):
-    # Weights that stay as they are have the same loss on all images.
+    # Without updates, all batches have about the same loss.
     output = run_train_warm(*TINY_RUN, "--optimizer.lr=0", "--trainer.accumulate_grad_batches=4", cwd=tmp_path).stdout
     first, _ = epoch_lines(output)
     assert first["step"] == 4
@@ -188,7 +188,7 @@ def test_a_terminal_shows_a_progress_bar(tmp_path):
     while True:
         try:
             output += os.read(terminal, 1 << 16)
-        except OSError:  # the program has ended
+        except OSError:  # the program has exited
             break
     assert process.wait() == 0
     assert b"Epoch 1" in output
