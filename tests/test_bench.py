@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from benchmarks.processes import calculate
 from benchmarks.steps import recipe, time_loop, time_stock
 from fast import FastNet
 from measuring import Result, seconds_per_step
@@ -38,6 +39,11 @@ def test_a_ring_all_reduce_sends_all_but_one_nth_of_the_gradients_twice():
 def test_the_network_limits_communication_between_hosts():
     assert communication_seconds(10**6, num_hosts=2) == bytes_sent(10**6, 8) / NETWORK
     assert communication_seconds(10**6, num_hosts=1) < communication_seconds(10**6, num_hosts=2) / 2
+
+
+def test_efficiency_is_calculated_for_both_networks_on_up_to_eight_hosts():
+    results = {result.what: result.value for result in calculate() if result.what.endswith("efficiency, at least")}
+    assert len(results) == 8 and all(0 < value < 1 for value in results.values())
 
 
 def test_efficiency_falls_with_more_hosts_and_longer_communication():

@@ -68,7 +68,7 @@ def calculate() -> Iterator[Result]:
     for name, model, batch_size, flops in ("ResNet-18", ResNet18(), 128, FLOPS), ("recipe", FastNet(), 512, FLOPS_16):
         num_parameters = sum(weight.numel() for weight in model.network.parameters() if weight.requires_grad)
         yield Result(f"CALCULATED {name}: sent per step by each of 2", bytes_sent(num_parameters, 2) / 1e6, "MB")
-        sizes = zip(getattr(model, "sizes", [32]), SHARES if name == "recipe" else [1], strict=True)
+        sizes = zip(getattr(model, "resolutions", [32]), SHARES if name == "recipe" else [1], strict=True)
         computing = sum(share * num_flops(model.network, size) for size, share in sizes) * batch_size / flops
         for num_hosts in 1, 2, 4, 8:
             communication = communication_seconds(num_parameters, num_hosts)
