@@ -107,7 +107,7 @@ class Job(Instances):
         self.is_running()
         report(f"exits with code {self.hosts[1].wait()}", 1)
         self.end()
-        report(f"S3 has {len(self.checkpoints())} checkpoints, the newest of step {self.newest_step()}")
+        report(f"S3 has {len(self.checkpoints())} checkpoints, the newest from step {self.newest_step()}")
 
     def wait(self) -> None:
         """Waits until the job has finished; exits if a host has failed."""

@@ -59,8 +59,8 @@ def run(project: Path, *options: str, cwd: Path, step: int | None = None) -> Any
         (cwd / "photos").symlink_to(project / "photos")
     options = (f"--config={project}/{TRAIN.split()[-1]}", "--checkpoint.dirpath=logs/checkpoints", *options)
     options += ("--logger.name=tutorial",)
-    how = {"cwd": cwd, "cold": True, "program": project / "app/train.py"}
-    return train(*options, **how) if step is None else interrupt(*options, step=step, **how)
+    kwargs = {"cwd": cwd, "cold": True, "program": project / "app/train.py"}
+    return train(*options, **kwargs) if step is None else interrupt(*options, step=step, **kwargs)
 
 
 def test_the_generated_photos_are_reproducible(project, tmp_path):

@@ -13,9 +13,9 @@ LOG = Path("logs/tensorboard/tutorial")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_there", [True, False], ids=["in its folder", "in a folder that is lost"])
+@pytest.mark.parametrize("keeps_log", [True, False], ids=["in its folder", "in a folder that is lost"])
 @pytest.mark.parametrize("signum, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)])
-def test_the_log_of_an_interrupted_run_equals_that_of_an_uninterrupted_run(tmp_path, signum, code, is_there):
+def test_the_log_of_an_interrupted_run_equals_that_of_an_uninterrupted_run(tmp_path, signum, code, keeps_log):
     options = (*TINY, *SYNTHETIC, "--trainer.log_every_n_steps=3", "--resume.every_n_steps=5")
     options += ("--logger.flush_secs=100",)
     for name in ("uninterrupted", "interrupted"):
@@ -25,7 +25,7 @@ def test_the_log_of_an_interrupted_run_equals_that_of_an_uninterrupted_run(tmp_p
     drill += ("--trainer.callbacks.hook=on_train_batch_end", f"--trainer.callbacks.signum={signum.value}")
     stderr = run_train_warm(*options, *drill, cwd=tmp_path / "interrupted", code=code).stderr
     assert "Traceback" not in stderr
-    if not is_there:
+    if not keeps_log:
         shutil.rmtree(tmp_path / "interrupted" / LOG)
     assert "resuming from" in run_train_warm(*options, cwd=tmp_path / "interrupted").stdout
     assert [path.name for path in (tmp_path / "interrupted" / LOG).iterdir()] == ["version_0"]
