@@ -1,10 +1,10 @@
-"""How fast the program is, part by part, each beside what one could use in its place, in one run.
+"""Benchmarks train.py part by part, each compared with its alternatives in the same run.
 
     .venv/bin/python tests/bench.py [PART ...] [--json FILE]
 
-Each part takes one to three minutes on two cores. The alternatives take turns, because other work on the machine slows
-some of them down; where all cores are always busy, torch's threads mostly wait for each other, and no ratio is right.
-What it takes to reach an accuracy is measured by bench_recipe.py. The exit code is 1 if a target is missed.
+Each part takes one to three minutes on two cores. Alternatives run in turns, so that other work on the machine slows
+down all of them; on a machine that is fully busy the ratios are meaningless, because torch's threads wait for each
+other. bench_recipe.py measures the time to an accuracy. The exit code is 1 if a target is missed.
 """
 
 import argparse
@@ -18,16 +18,16 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("app", "tests/support", "examples/synthetic")]
 
 PARTS = {
-    "input": "images that are ready for the network, beside torchvision's",
-    "steps": "a training step of ResNet-18 and of a linear network, beside a bare loop's and a stock Trainer's",
-    "recipe": "the same of the fast recipe",
-    "saving": "checkpoints",
-    "processes": "two processes beside one with two threads, and what that would be on more hosts",
-    "exact": "--trainer.strategy=ddp_exact beside ddp",
-    "start": "seconds until something happens, beside those of the imports",
-    "memory": "the peak of a run",
+    "input": "images per second that are ready for the network, compared with torchvision",
+    "steps": "training steps of ResNet-18 and a linear network, compared with a plain loop and a stock Trainer",
+    "recipe": "training steps of the fast recipe, compared with a plain loop and a stock Trainer",
+    "saving": "overhead of checkpoints",
+    "processes": "two processes compared with one of two threads, and a calculation for more hosts",
+    "exact": "--trainer.strategy=ddp_exact compared with ddp",
+    "start": "startup time, compared with the time of the imports",
+    "memory": "peak memory of a run",
 }
-MODULES = {"recipe": "steps", "exact": "processes"}  # where a part is not in the module of its name
+MODULES = {"recipe": "steps", "exact": "processes"}  # parts in a module of a different name
 
 
 def main() -> None:
@@ -36,20 +36,20 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="parts:\n" + "\n".join(f"  {name:12}{job}" for name, job in PARTS.items()),
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help="What to measure; everything, if not said.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="Write all results to this file, too.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="Parts to measure (default: all).")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Also write the results to this JSON file.")
     options = parser.parse_args()
     if unknown := [part for part in options.parts if part not in PARTS]:
-        parser.error(f"there is no part {unknown[0]}: it is one of {', '.join(PARTS)}")
-    from measuring import DEVICES, where, write_report  # takes seconds to import
+        parser.error(f"unknown part {unknown[0]}: expected one of {', '.join(PARTS)}")
+    from measuring import DEVICES, hardware_and_versions, write_report  # takes seconds to import
 
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    print(", ".join(f"{name} {value}" for name, value in where().items()))
+    print(", ".join(f"{name} {value}" for name, value in hardware_and_versions().items()))
     if "gpu" not in DEVICES:
-        print("there is no CUDA device here, so nothing is measured on one")
+        print("no CUDA device found: skipping the GPU measurements")
     results: list[dict] = []
-    write_report(options.json, results)  # which says now if that cannot be done
+    write_report(options.json, results)  # fails before the measurements if the file cannot be written
     for part in options.parts or PARTS:
         print(f"\n{part}: {PARTS[part]}", flush=True)
         for result in getattr(import_module(f"benchmarks.{MODULES.get(part, part)}"), f"measure_{part}")():

@@ -1,8 +1,8 @@
-"""The fast recipe: its accuracy and its seconds, from the first step to the end of training, over seeds.
+"""Measures accuracy and training time, from the first step to the last, of the fast recipe over several seeds.
 
     .venv/bin/python tests/bench_recipe.py [--num_seeds=3] [--leave_out] [--json=FILE] [options of train.py]
 
-With --leave_out, each part of the recipe is left out once, which takes hours. CIFAR-10 is read from .cache.
+With --leave_out, it also trains without each part of the recipe, which takes hours. CIFAR-10 is read from .cache.
 """
 
 import argparse
@@ -29,7 +29,7 @@ PARTS = {
 
 
 def run(options: list[str]) -> tuple[float, float]:
-    """Seconds of training, and the test accuracy, of one run."""
+    """Trains once and returns the seconds of training and the test accuracy in percent."""
     command = [sys.executable, ROOT / "app/train.py", "--config", ROOT / "app/fast.yaml", "--data.data_dir=.cache"]
     with tempfile.TemporaryDirectory() as folder:
         command += [f"--checkpoint.dirpath={folder}", f"--logger.save_dir={folder}", *options]
@@ -49,14 +49,14 @@ def run(options: list[str]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num_seeds", type=int, default=3, help="Runs of each kind.")
-    parser.add_argument("--leave_out", action="store_true", help="Leave out each part of the recipe once.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="Write all results to this file, too.")
+    parser.add_argument("--num_seeds", type=int, default=3, help="Number of runs, each with its own seed.")
+    parser.add_argument("--leave_out", action="store_true", help="Also train without each part of the recipe.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Also write the results to this JSON file.")
     known, options = parser.parse_known_args()
     from measuring import write_report  # takes seconds to import
 
     results: list[dict] = []
-    write_report(known.json, results)  # which says now if that cannot be done
+    write_report(known.json, results)  # fails before the runs if the file cannot be written
     print(f"{'left out':34}{'seconds':>8}{'test accuracy':>15}{'spread':>8}")
     for name, changes in PARTS.items() if known.leave_out else [("nothing", [])]:
         runs = [

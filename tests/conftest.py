@@ -1,4 +1,4 @@
-"""What tests are given: an archive, the hosts of a job, AWS."""
+"""Fixtures: an archive, the hosts of a SageMaker job, AWS."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -10,13 +10,13 @@ from aws import AWS
 from programs import SYNTHETIC, TINY
 from toolkit import Host, free_port
 
-# A suite that was started in the background ignores Ctrl-C, and so would all that it starts.
+# A test suite in the background ignores Ctrl-C, and its child processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """A small archive in CIFAR-10's format, alone in a folder."""
+    """Writes a small archive in CIFAR-10's format to a folder of its own."""
     (tmp_path / "data").mkdir()
     return write_archive(tmp_path / "data", cifar10_files())
 
@@ -25,7 +25,7 @@ def archive(tmp_path: Path) -> Path:
 def job(tmp_path: Path) -> Iterator[Callable]:
     """Starts SageMaker hosts, without Docker, that train a tiny network together: `job(2, {"trainer.devices": "2"})`.
 
-    `only=1` starts the first of them alone. What else is named goes into the containers' environment.
+    `only=1` starts only the first host. Other keyword arguments become environment variables of the containers.
     """
     defaults = dict(option.removeprefix("--").split("=") for option in TINY + SYNTHETIC)
     defaults |= {"data.batch_size": "20", "trainer.callbacks": "tiny.PrintWeights"}
@@ -56,6 +56,6 @@ def aws_server():
 
 @pytest.fixture
 def aws(aws_server):
-    """AWS's API on this machine, empty but for one bucket."""
+    """Simulates the AWS API on this machine, with one empty bucket."""
     aws_server.reset()
     return aws_server

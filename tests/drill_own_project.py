@@ -1,8 +1,8 @@
-"""Kills runs of an own project at random steps and hooks, starts them again, and compares how they end.
+"""Kills runs of custom projects at random steps and hooks, resumes them, and compares them with uninterrupted runs.
 
-    .venv/bin/python tests/drill_own_project.py [number of kills [seed]]
+    .venv/bin/python tests/drill_own_project.py [NUM_KILLS [SEED]]
 
-The exit code is 1 if a run did not go on, or ended otherwise than one that nothing interrupted.
+The exit code is 1 if a run did not resume or was not bit-exact.
 """
 
 import logging
@@ -18,11 +18,11 @@ from interrupted import GLYPHS, differences, interrupt, train
 
 COMMON = ("--trainer.max_epochs=3", "--resume.every_n_steps=3")
 STATEFUL = "--data=projects.StatefulData"
-KINDS = {  # options, and steps as Lightning counts them
-    "own project": (GLYPHS, 30),
-    "its own schedules": (("--model=glyph_net.ScheduledGlyphNet", "--data=glyph_data.GlyphDataModule"), 30),
-    "metrics of training": (("--model=projects.LogsEverything", STATEFUL), 30),
-    "validation in the epoch": (("--model=projects.OnPlateau", STATEFUL, "--trainer.val_check_interval=0.25"), 30),
+KINDS = {  # options, and the number of steps as Lightning counts them
+    "custom project": (GLYPHS, 30),
+    "custom schedules": (("--model=glyph_net.ScheduledGlyphNet", "--data=glyph_data.GlyphDataModule"), 30),
+    "training metrics": (("--model=projects.LogsEverything", STATEFUL), 30),
+    "validation within epochs": (("--model=projects.OnPlateau", STATEFUL, "--trainer.val_check_interval=0.25"), 30),
     "accumulation": (("--model=projects.OneCycle", STATEFUL, "--trainer.accumulate_grad_batches=3"), 12),
     "two optimizers": (("--model=projects.Manual", STATEFUL), 60),
     "two processes": (("--model=projects.LogsEverything", "--data=projects.OwnSamplerData", "--trainer.devices=2"), 15),
@@ -30,13 +30,13 @@ KINDS = {  # options, and steps as Lightning counts them
 HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_validation_batch_end", "on_train_epoch_end")
 
 
-def crash_test(kind: str, folder: Path, numbers: random.Random) -> tuple[str, list[str]]:
-    """Kills a run, and goes on; what it was, and what differs in the end."""
+def crash_test(kind: str, folder: Path, rng: random.Random) -> tuple[str, list[str]]:
+    """Kills a run, resumes it, and returns a description of the kill and the names of the results that differ."""
     options, num_steps = KINDS[kind]
-    options, is_cold = (*COMMON, *options), kind == "two processes"  # a warm one has no program for the second
-    hooks = HOOKS[:2] if kind == "two optimizers" else HOOKS  # which has no validation
-    hook, step = numbers.choice(hooks), numbers.randrange(1, num_steps - num_steps // 10)
-    signum = numbers.choice((signal.SIGKILL, signal.SIGTERM)) if hook != "on_train_epoch_end" else signal.SIGKILL
+    options, is_cold = (*COMMON, *options), kind == "two processes"  # a warm process cannot start a second rank
+    hooks = HOOKS[:2] if kind == "two optimizers" else HOOKS  # this project has no validation
+    hook, step = rng.choice(hooks), rng.randrange(1, num_steps - num_steps // 10)
+    signum = rng.choice((signal.SIGKILL, signal.SIGTERM)) if hook != "on_train_epoch_end" else signal.SIGKILL
     uninterrupted = folder / kind
     if not uninterrupted.exists():
         uninterrupted.mkdir()
@@ -50,15 +50,15 @@ def crash_test(kind: str, folder: Path, numbers: random.Random) -> tuple[str, li
 
 def main() -> None:
     num_kills, seed = [*map(int, sys.argv[1:]), *(20, 0)[len(sys.argv) - 1 :]]
-    numbers, num_exact = random.Random(seed), 0
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # what it purges is what is to be seen
+    rng, num_exact = random.Random(seed), 0
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns when it purges steps, which is expected here
     with tempfile.TemporaryDirectory() as folder:
         for number in range(num_kills):
             kind = list(KINDS)[number % len(KINDS)]
             try:
-                kill, found = crash_test(kind, Path(folder), numbers)
+                kill, found = crash_test(kind, Path(folder), rng)
             except AssertionError as error:
-                kill, found = str(error), ["no end"]
+                kill, found = str(error), ["did not finish"]
             num_exact += not found
             print(f"{number + 1:3} {kind:26}{kill:46}{', '.join(found) or 'bit-exact'}", flush=True)
     print(f"\n{num_exact} of {num_kills} bit-exact")

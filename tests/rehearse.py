@@ -1,11 +1,11 @@
-"""The cloud without the cloud: a job on two spot instances, one of which is taken back, from its launch to its model.
+"""Rehearses a spot job without the cloud: launches it on two hosts, kills one, and compares the weights.
 
     .venv/bin/python tests/rehearse.py [--hyperparams NAME=value ...] [--input_path FOLDER]
 
-run_sagemaker.py launches the job in an AWS on this machine, and this program does what SageMaker does there: two hosts
-get code, data and checkpoints from S3 and train, one is killed, and the job is started again. Then the same job runs
-without an interruption. The exit code is 1 if its weights are others. Both options are those of run_sagemaker.py, for a
-network and data of your own; otherwise a small network trains on made-up images in CIFAR-10's format.
+run_sagemaker.py launches the job on a local simulation of AWS, and this program takes the part of SageMaker: two hosts
+get code, data and checkpoints from S3 and train, one is killed, and the job is restarted. Then the same job runs
+uninterrupted. The exit code is 1 if the weights of both runs differ. Pass both options as to run_sagemaker.py, to train
+your own network on your own data; by default a small network trains on synthetic images in CIFAR-10's format.
 """
 
 import contextlib
@@ -53,44 +53,45 @@ EXAMPLE = {
 EXAMPLE |= {"data.val_split": "400", "data.batch_size": "64", "trainer.max_epochs": "3"}
 NUM_IMAGES = 400  # in each of the six files
 LINES = re.compile(
-    r"resuming from|not used|starting anew|training in|the training loader|epoch=|test_\w+=|a peer was lost"
+    r"resuming from|skipping|starting from scratch|training in|the training loader|epoch=|test_\w+="
+    r"|(train\.py: error: )?lost contact with a peer"
 )
 SAME = "the weights of both runs are the same, bit for bit"
-DIFFERENT = "the weights of the two runs differ: docs/interruptions.md says which loaders let a run go on bit for bit"
+DIFFERENT = "the weights of the two runs differ: docs/interruptions.md lists the loaders that resume bit for bit"
 WIDTH = 110
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Job(Instances):
-    """A job of which a person sees what happens."""
+    """A job that prints what happens."""
 
     def __init__(self, aws: AWS, request: dict[str, Any], folder: Path):
         super().__init__(aws, request, folder / "instances", role=aws.environment)
 
     def start(self) -> None:
         self.num_shown = [0, 0]
-        # The hosts share the cores, and get nothing of this program's.
+        # The hosts share the cores and must not inherit this program's environment.
         super().start(OMP_NUM_THREADS=str(os.cpu_count() // 2 or 1), PYTHONPATH="", TMPDIR=str(self.folder))
 
     def is_running(self) -> bool:
-        """Whether all hosts run; prints what is new in their logs, as far as it matters."""
+        """Prints the relevant new lines of the logs, and returns whether all hosts are running."""
         is_running = all(host.process.poll() is None for host in self.hosts)
         for number, host in enumerate(self.hosts):
             lines = host.log.split("\n")[:-1]
             for line in lines[self.num_shown[number] :]:
                 if LINES.match(line):
-                    say(line.replace(str(host.base_dir), "/opt/ml"), number)
+                    report(line.replace(str(host.base_dir), "/opt/ml"), number)
             self.num_shown[number] = len(lines)
         time.sleep(0.05)
         return is_running
 
     def wait_for_checkpoint(self) -> None:
-        """Waits until S3 has a checkpoint of the second epoch, or of a later one."""
+        """Waits until S3 has a checkpoint of the second epoch or a later one."""
         epoch, newest = None, 0
         while not epoch or newest <= int(epoch[1]):
             if not self.is_running():
                 self.wait()
-                sys.exit("the job ended before its second epoch was in S3: give it a greater trainer.max_epochs")
+                sys.exit("the job ended before S3 had a checkpoint of its second epoch: increase trainer.max_epochs")
             epoch = re.search(r"^epoch=0 step=(\d+)", self.hosts[0].log, re.MULTILINE)
             newest = self.newest_step() if epoch else 0
 
@@ -98,37 +99,37 @@ class Job(Instances):
         return max(map(int, re.findall(r"last-step=(\d+)\.ckpt", " ".join(self.checkpoints()))), default=0)
 
     def lose_first_host(self) -> None:
-        """Takes back the host that writes the checkpoints, and waits until the other one has ended."""
-        say("kill -9 of all its processes: AWS takes the instance back", 0)
+        """Kills the host that writes the checkpoints and waits until the other one exits."""
+        report("kill -9 of all its processes: AWS takes the instance back", 0)
         self.lose(self.hosts[0])
         while self.hosts[1].process.poll() is None:
             self.is_running()
         self.is_running()
-        say(f"ends with exit code {self.hosts[1].wait()}", 1)
+        report(f"exits with code {self.hosts[1].wait()}", 1)
         self.end()
-        say(f"what is left is in S3: {len(self.checkpoints())} checkpoints, the newest of step {self.newest_step()}")
+        report(f"S3 has {len(self.checkpoints())} checkpoints, the newest from step {self.newest_step()}")
 
     def wait(self) -> None:
-        """Waits until the job has ended; ends the program if a host has failed."""
+        """Waits until the job has finished; exits if a host has failed."""
         while self.is_running():
             pass
         for number, host in enumerate(self.hosts, 1):
             if host.wait():
                 lines = "".join(host.log.splitlines(keepends=True)[-20:])
-                sys.exit(f"host {number} ended with exit code {host.wait()}; the end of its log:\n{lines}")
+                sys.exit(f"host {number} exited with code {host.wait()}; its last lines:\n{lines}")
         self.is_running()
         self.end()
 
     def model(self) -> bytes:
-        """The weights, from S3."""
+        """Uploads the results and returns the content of model.pt in S3."""
         archive = self.put_results()
-        say(f"job {self.request['TrainingJobName']} is completed: {S3}/{archive}")
+        report(f"job {self.request['TrainingJobName']} completed: {S3}/{archive}")
         content = self.aws.client("s3").get_object(Bucket=BUCKET, Key=archive)["Body"].read()
         with tarfile.open(fileobj=io.BytesIO(content)) as tar:
             return tar.extractfile("./model.pt").read()
 
 
-def say(text: str, host: int | None = None) -> None:
+def report(text: str, host: int | None = None) -> None:
     line = f"{time.time() - START:5.1f} s  {text if host is None else f'host {host + 1}  {text}'}"
     print(line if len(line) <= WIDTH else f"{line[: WIDTH - 1].rpartition(' ')[0]} …", flush=True)
 
@@ -136,11 +137,23 @@ def say(text: str, host: int | None = None) -> None:
 def read_options() -> Namespace:
     parser = ArgumentParser(usage="python tests/rehearse.py [options]", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--hyperparams", nargs="*", type=item, default=[], metavar="NAME=value", help="Options of app/train.py.")
-    add("--input_path", type=Path, metavar="FOLDER", help="Data, for the job in /opt/ml/input/data/training.")
+    add(
+        "--hyperparams",
+        nargs="*",
+        type=item,
+        default=[],
+        metavar="NAME=value",
+        help="Options of app/train.py for both runs.",
+    )
+    add(
+        "--input_path",
+        type=Path,
+        metavar="FOLDER",
+        help="Folder with data, which the job finds in /opt/ml/input/data/training.",
+    )
     options = parser.parse_args()
     if options.input_path and not (options.input_path.is_dir() and any(options.input_path.iterdir())):
-        line = f"--input_path={options.input_path}: is no folder with data; give the one that the job shall get"
+        line = f"--input_path={options.input_path}: expected a non-empty folder with the data for the job"
         parser.exit(2, f"rehearse.py: error: {line}\n")
     return options
 
@@ -154,11 +167,11 @@ def upload_data(aws: AWS, input_path: Path | None, folder: Path) -> None:
     for path in paths:
         aws.client("s3").upload_file(str(path), BUCKET, f"datasets/rehearsal/{path.relative_to(input_path)}")
     megabytes = sum(path.stat().st_size for path in paths) / 1e6
-    say(f"an AWS runs on this machine; its S3 has {megabytes:.1f} MB of data in {S3}/datasets/rehearsal")
+    report(f"AWS is simulated on this machine; S3 has {megabytes:.1f} MB of data in {S3}/datasets/rehearsal")
 
 
 def launch(aws: AWS, hyperparams: dict[str, str], folder: Path) -> dict[str, Any]:
-    """The request that SageMaker gets from run_sagemaker.py."""
+    """Launches the job with run_sagemaker.py and returns the request that SageMaker receives."""
     command = ["run_sagemaker.py", *OPTIONS, "--hyperparams", *(f"{key}={value}" for key, value in hyperparams.items())]
     indents = {"initial_indent": " " * 9, "subsequent_indent": " " * 11}
     layout = {"width": WIDTH, "break_on_hyphens": False, "break_long_words": False}
@@ -174,7 +187,7 @@ def launch(aws: AWS, hyperparams: dict[str, str], folder: Path) -> dict[str, Any
     if process.returncode:
         sys.exit(log.rstrip())
     (request,) = aws.requests
-    say(f"SageMaker has the request of job {request['TrainingJobName']}, and starts two hosts")
+    report(f"SageMaker receives the request for job {request['TrainingJobName']} and starts two hosts")
     return request
 
 
@@ -183,7 +196,7 @@ def run_interrupted(job: Job) -> bytes:
         job.start()
         job.wait_for_checkpoint()
         job.lose_first_host()
-        say("SageMaker starts the job again, on two new hosts")
+        report("SageMaker restarts the job on two new hosts")
         job.start()
         job.wait()
         return job.model()
@@ -192,7 +205,7 @@ def run_interrupted(job: Job) -> bytes:
 
 
 def run_uninterrupted(job: Job) -> bytes:
-    say("SageMaker runs the same job once more, without an interruption")
+    report("SageMaker runs the same job again, uninterrupted")
     job.aws.client("sagemaker").create_training_job(**job.request)
     try:
         job.start()
@@ -203,7 +216,7 @@ def run_uninterrupted(job: Job) -> bytes:
 
 
 def rehearse(options: Namespace, folder: Path) -> bool:
-    """Whether the weights of both runs are the same."""
+    """Runs the job interrupted and uninterrupted, and returns whether the weights are the same."""
     aws = AWS()
     aws.reset()
     aws.put_image(tag="1")
@@ -215,13 +228,13 @@ def rehearse(options: Namespace, folder: Path) -> bool:
     models = {"interrupted": run_interrupted(Job(aws, request, folder))}
     models["uninterrupted"] = run_uninterrupted(Job(aws, request | path | {"TrainingJobName": "uninterrupted"}, folder))
     for name, model in models.items():
-        say(f"model.pt, {name:13}  SHA-256 {hashlib.sha256(model).hexdigest()}")
+        report(f"model.pt, {name:13}  SHA-256 {hashlib.sha256(model).hexdigest()}")
     return models["interrupted"] == models["uninterrupted"]
 
 
 def stop(signum: int, frame: FrameType | None) -> None:
     for other in SIGNALS:
-        signal.signal(other, signal.SIG_IGN)  # the hosts are being ended
+        signal.signal(other, signal.SIG_IGN)  # so that nothing interrupts killing the hosts
     sys.exit(128 + signum)
 
 
@@ -231,7 +244,7 @@ def main() -> None:
         signal.signal(signum, stop)
     with tempfile.TemporaryDirectory(prefix="rehearsal-", ignore_cleanup_errors=True) as folder:
         is_same = rehearse(options, Path(folder).resolve())
-    say(SAME if is_same else DIFFERENT)
+    report(SAME if is_same else DIFFERENT)
     sys.exit(not is_same)
 
 

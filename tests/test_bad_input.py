@@ -1,4 +1,4 @@
-"""Mistakes: one line on stderr that says what to do, exit code 2, nothing written."""
+"""Tests of bad input: one line on stderr that states what to do, exit code 2, and no files written."""
 
 import functools
 import http.server
@@ -17,7 +17,7 @@ NO_SERVER = "--data.url=http://127.0.0.1:9/cifar-10-python.tar.gz"
 
 
 def error_line(*options: str, cwd: Path, run: Callable = run_train_warm, **kwargs) -> str:
-    """The line on stderr, after a check that it is the only one, and that nothing was written."""
+    """Returns the only line on stderr, after checking that nothing was written."""
     before = sorted(cwd.rglob("*"))
     result = run(*options, cwd=cwd, code=2, **kwargs)
     assert sorted(cwd.rglob("*")) == before
@@ -57,24 +57,24 @@ def error_line(*options: str, cwd: Path, run: Callable = run_train_warm, **kwarg
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith(("-", "fit")) else "",
 )
-def test_a_wrong_option_is_named_with_what_is_allowed(tmp_path, options, words):
+def test_an_invalid_option_is_reported_with_the_expected_values(tmp_path, options, words):
     line = error_line(*options, cwd=tmp_path)
     assert [word for word in words if word not in line] == [], line
 
 
 @pytest.mark.parametrize("content", ["a: [", "just words", "trainer: {max_epoch: 3}"])
-def test_a_config_file_that_is_none_is_refused(tmp_path, content):
+def test_an_invalid_config_file_is_rejected(tmp_path, content):
     (tmp_path / "wrong.yaml").write_text(content)
     line = error_line("--config=wrong.yaml", cwd=tmp_path)
     assert "wrong.yaml" in line or "max_epochs" in line
 
 
-def test_a_data_directory_that_cannot_be_created_is_named(tmp_path):
+def test_a_data_directory_that_cannot_be_created_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     assert f"{tmp_path}/file" in error_line(f"--data.data_dir={tmp_path}/file/data", cwd=tmp_path)
 
 
-def test_without_archive_and_network_the_line_says_where_to_put_it(tmp_path):
+def test_a_failed_download_reports_where_to_put_the_archive(tmp_path):
     line = error_line(NO_SERVER, cwd=tmp_path)
     assert ".cache/cifar-10-python.tar.gz is missing" in line
     assert "--data.data_dir or --data.url" in line
@@ -87,7 +87,7 @@ def serve(directory: Path) -> str:
     return f"--data.url=http://127.0.0.1:{server.server_port}/cifar-10-python.tar.gz"
 
 
-def test_a_downloaded_archive_with_another_checksum_is_not_kept(tmp_path, archive):
+def test_a_downloaded_archive_with_a_wrong_checksum_is_not_kept(tmp_path, archive):
     (tmp_path / "run").mkdir()
     result = run_train_warm(serve(archive.parent), "--data.data_dir=.", cwd=tmp_path / "run", code=2)
     announcement, line = result.stderr.splitlines()
@@ -103,14 +103,14 @@ def test_a_missing_archive_is_downloaded_once_and_kept(tmp_path, archive):
     assert "downloading" not in run_train_warm(NO_SERVER, *options, cwd=tmp_path).stderr
 
 
-def test_an_archive_with_another_checksum_is_refused_and_the_way_around_named(archive):
+def test_an_archive_with_a_wrong_checksum_is_rejected_with_a_workaround(archive):
     line = error_line("--data.data_dir=.", cwd=archive.parent)
     assert "MD5" in line
     assert "--data.verify=false" in line
 
 
 @pytest.mark.parametrize("num_bytes", [100, -100])
-def test_a_truncated_archive_is_refused_also_without_verification(archive, num_bytes):
+def test_a_truncated_archive_is_rejected_even_without_verification(archive, num_bytes):
     archive.write_bytes(archive.read_bytes()[:num_bytes])
     assert "--data.verify=false" in error_line("--data.data_dir=.", cwd=archive.parent)
     line = error_line("--data.data_dir=.", "--data.verify=false", cwd=archive.parent)
@@ -118,7 +118,7 @@ def test_a_truncated_archive_is_refused_also_without_verification(archive, num_b
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_that_is_not_there_is_missed_in_words(tmp_path):
+def test_a_missing_gpu_is_reported_with_the_options_for_the_cpu(tmp_path):
     line = error_line("--trainer.accelerator=gpu", "--trainer.devices=-1", cwd=tmp_path)
     assert "finds no GPU" in line
     assert "--trainer.accelerator=cpu --trainer.devices=1" in line
@@ -127,8 +127,8 @@ def test_a_gpu_that_is_not_there_is_missed_in_words(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler to build a driver with")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a real driver")
-@pytest.mark.skipif(not torch.version.cuda, reason="this torch is not made for CUDA")
-def test_a_driver_that_is_too_old_is_named_with_its_version(tmp_path_factory, tmp_path):
+@pytest.mark.skipif(not torch.version.cuda, reason="this torch is built without CUDA")
+def test_an_outdated_driver_is_reported_with_its_version(tmp_path_factory, tmp_path):
     driver = tmp_path_factory.mktemp("driver")
     (driver / "cuda.c").write_text(
         "int cuDriverGetVersion(int *version) { *version = 11040; return 0; } int cuInit(unsigned flags) { return 0; }"
@@ -143,14 +143,14 @@ def test_a_driver_that_is_too_old_is_named_with_its_version(tmp_path_factory, tm
 
 
 @pytest.mark.parametrize("option", ["--logger.save_dir", "--checkpoint.dirpath", "--model_dir"])
-def test_an_output_directory_without_write_permission_is_named(tmp_path, option):
-    # Root may write to any folder but the kernel's own.
+def test_a_read_only_output_directory_is_reported(tmp_path, option):
+    # Root may write to any folder except the kernel's.
     forbidden = "/sys" if os.geteuid() == 0 else str(tmp_path / "forbidden")
     Path(forbidden).mkdir(exist_ok=True, mode=0o555)
     assert forbidden in error_line(*SYNTHETIC, f"{option}={forbidden}/x", cwd=tmp_path)
 
 
-def test_a_disk_that_is_full_is_named_in_one_line(tmp_path):
+def test_a_full_disk_is_reported_in_one_line(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", tmp_path], capture_output=True).returncode:
         pytest.skip(reason="only root may mount a small file system")
     try:

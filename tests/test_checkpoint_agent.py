@@ -1,4 +1,4 @@
-"""Checkpoints that SageMaker's agent copies: jobs that go on from what it had copied, and what it does not bear."""
+"""Tests of jobs that resume from the copies of SageMaker's checkpoint agent, and of the agent's simulation."""
 
 import random
 import time
@@ -30,13 +30,13 @@ def wait_until(condition: Callable[[], object], timeout: float = 20) -> None:
         ("tiny", "SIGTERM to all, one after the other"),
     ],
 )
-def test_a_job_goes_on_from_what_the_agent_has_copied_and_ends_bit_for_bit(tmp_path, network, kind):
+def test_a_job_resumes_bit_exactly_from_the_checkpoints_that_the_agent_copied(tmp_path, network, kind):
     interruption = drill.Interruption("two hosts", network, kind)
     drill.crash_test(interruption, tmp_path, random.Random(0))
     assert interruption.is_resumed and not interruption.differences
 
 
-def test_the_agent_copies_what_changes_deletes_what_is_deleted_and_brings_all_back(tmp_path):
+def test_the_agent_copies_changes_and_deletions_and_restores_the_files(tmp_path):
     folder, store = tmp_path / "folder", tmp_path / "store"
     agent = CheckpointAgent(folder, store, tmp_path / "gone", seconds=0)
     agent.start()
@@ -51,7 +51,7 @@ def test_the_agent_copies_what_changes_deletes_what_is_deleted_and_brings_all_ba
         assert (tmp_path / f"host-{number}/b").read_text() == "b"
 
 
-def test_the_agent_of_a_host_that_has_vanished_copies_nothing_more(tmp_path):
+def test_the_agent_of_a_lost_host_stops_copying(tmp_path):
     agent = CheckpointAgent(tmp_path / "folder", tmp_path / "store", tmp_path / "gone")
     (tmp_path / "folder/a").write_text("a")
     (tmp_path / "gone").touch()
@@ -60,7 +60,7 @@ def test_the_agent_of_a_host_that_has_vanished_copies_nothing_more(tmp_path):
     assert not list((tmp_path / "store").iterdir())
 
 
-def test_the_agent_stops_for_good_at_a_file_that_keeps_growing(tmp_path):
+def test_the_agent_gives_up_at_a_file_that_keeps_growing(tmp_path):
     agent = CheckpointAgent(tmp_path / "folder", tmp_path / "store", tmp_path / "gone", seconds=0, growth_seconds=0.05)
     agent.start()
     with open(tmp_path / "folder/events", "w") as file:
@@ -73,8 +73,8 @@ def test_the_agent_stops_for_good_at_a_file_that_keeps_growing(tmp_path):
     assert agent.gave_up_at == "events" and not (tmp_path / "store/later").exists()
 
 
-def killed(folder: Path, step: int, hook: str) -> dict[str, str]:
-    """The environment of a job that was killed at a step; an epoch has 16."""
+def run_and_kill(folder: Path, step: int, hook: str) -> dict[str, str]:
+    """Runs a job that kills itself at a step and returns its environment; an epoch has 16 steps."""
     (folder / "checkpoints").mkdir()
     environment = sagemaker_environment(folder)
     options = {"file": folder / "step", "step": step, "hook": hook}
@@ -86,14 +86,14 @@ def killed(folder: Path, step: int, hook: str) -> dict[str, str]:
     return environment
 
 
-def test_a_best_network_that_has_a_successor_stays_until_the_agent_has_had_its_time(tmp_path):
-    killed(tmp_path, step=32, hook="on_test_start")
+def test_the_previous_best_network_stays_until_the_agent_had_time_to_copy(tmp_path):
+    run_and_kill(tmp_path, step=32, hook="on_test_start")
     names = sorted(path.name for path in (tmp_path / "checkpoints").glob("epoch*"))
     assert names == ["epoch=0-step=16.ckpt", "epoch=1-step=32.ckpt"]
 
 
-def test_a_checkpoint_that_was_copied_before_its_best_network_is_not_gone_on_with(tmp_path):
-    environment = killed(tmp_path, step=23, hook="on_train_batch_end")
+def test_a_checkpoint_without_its_best_network_is_not_resumed_from(tmp_path):
+    environment = run_and_kill(tmp_path, step=23, hook="on_train_batch_end")
     (tmp_path / "checkpoints/epoch=0-step=16.ckpt").unlink()
     result = run_train_warm(*RUN, cwd=tmp_path, env=environment)
     assert "resuming from" in result.stdout and "/last-step=11.ckpt, step 11 in epoch 0\n" in result.stdout

@@ -1,4 +1,4 @@
-"""The data module: which images an epoch shows, and what a subclass with other images gets or is refused."""
+"""Tests of the data module: augmentation, normalization, and subclasses with their own images."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def set_up(module: CIFAR10DataModule, normalize: bool = True) -> CIFAR10DataModule:
-    """The module with its images; unless they are normalized, they are in [0, 1]."""
+    """Reads the images and returns the module; without `normalize` it gathers images in [0, 1]."""
     if not normalize:
         module.mean, module.std = [0.0] * len(module.mean), [1.0] * len(module.std)
     module.setup()
@@ -24,7 +24,7 @@ def all_images(module: CIFAR10DataModule, split: str, **kwargs) -> torch.Tensor:
     return module.gather(split, torch.arange(module.num_samples[split]), **kwargs)[0]
 
 
-def test_a_sample_looks_the_same_in_any_batch_of_an_epoch_and_different_in_the_next():
+def test_augmentation_depends_on_the_sample_and_the_epoch_not_on_the_batch():
     together = all_images(small(), "train", epoch=3)
     module = small()
     alone = torch.cat([module.gather("train", torch.tensor([index]), epoch=3)[0] for index in range(70)])
@@ -32,7 +32,7 @@ def test_a_sample_looks_the_same_in_any_batch_of_an_epoch_and_different_in_the_n
     assert not torch.equal(together, all_images(module, "train", epoch=4))
 
 
-def test_augmentation_crops_from_a_black_frame_and_mirrors():
+def test_augmentation_crops_from_zero_padding_and_mirrors():
     plain = all_images(small(augment=False, normalize=False), "train")
     augmented = all_images(small(normalize=False), "train", epoch=1)
     found = set()
@@ -63,7 +63,7 @@ def test_normalization_uses_the_mean_and_standard_deviation_of_each_channel():
     torch.testing.assert_close(normalized, (plain - mean) / std)
 
 
-def test_synthetic_images_come_from_the_seed_in_cifar_10s_shapes():
+def test_synthetic_images_have_cifar10_shapes_and_are_reproducible_by_seed():
     images, labels, num_test = SyntheticCIFAR10DataModule().read()
     again, *_ = SyntheticCIFAR10DataModule().read()
     other, *_ = SyntheticCIFAR10DataModule(seed=1).read()
@@ -76,14 +76,14 @@ def test_synthetic_images_come_from_the_seed_in_cifar_10s_shapes():
 
 
 class Squares(CIFAR10DataModule):
-    """Somebody's own images: 64 pixels wide and high, in 3 channels and 7 classes."""
+    """Custom images of 64 x 64 pixels with 3 channels and 7 classes."""
 
     num_classes = 7
     shape = (3, 64, 64)
 
     def read(self) -> tuple[Tensor, Tensor, int]:
-        numbers = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (100, *self.shape), dtype=torch.uint8, generator=numbers)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (100, *self.shape), dtype=torch.uint8, generator=generator)
         return images, torch.arange(100) % 7, 20
 
 
@@ -103,7 +103,7 @@ def own(subclass: type[CIFAR10DataModule], normalize: bool = True, **kwargs) -> 
 
 
 @pytest.mark.parametrize("subclass", [Squares, Grey, Wide])
-def test_a_subclass_trains_on_the_whole_of_its_own_images(subclass):
+def test_a_subclass_can_read_images_of_any_shape(subclass):
     module, plain = own(subclass, normalize=False), own(subclass, normalize=False, augment=False)
     num_rows, num_columns = subclass.shape[1:]
     assert module.num_samples == {"train": 50, "val": 30, "test": 20}
@@ -128,7 +128,7 @@ def test_a_subclass_is_normalized_with_its_own_mean_and_standard_deviation(subcl
     torch.testing.assert_close(normalized, (plain - mean) / std)
 
 
-def test_synthetic_images_have_the_classes_of_a_subclass():
+def test_synthetic_images_have_the_number_of_classes_of_a_subclass():
     class Seven(SyntheticCIFAR10DataModule):
         num_classes = 7
 
@@ -150,7 +150,7 @@ def test_synthetic_images_have_the_classes_of_a_subclass():
         ({"read": lambda self: (torch.zeros(9, 3, 8, 8).byte(), torch.ones(9).long(), 10)}, "than the -1 images"),
     ],
 )
-def test_a_subclass_whose_images_or_labels_do_not_fit_is_refused_in_one_line(change, message):
+def test_invalid_images_or_labels_of_a_subclass_are_rejected_in_one_line(change, message):
     module = type("Own", (Squares,), change)(val_split=30)
     with pytest.raises(ValueError) as error:
         module.setup()

@@ -1,4 +1,4 @@
-"""CIFAR-10's files: what is read, and what is refused."""
+"""Tests of reading CIFAR-10's archive and of rejecting invalid ones."""
 
 import os
 import re
@@ -32,7 +32,7 @@ def test_an_archive_is_read_without_writing_anything(archive):
     assert labels.tolist() == expected["labels"]
 
 
-def test_training_and_validation_images_are_different_ones(archive):
+def test_training_and_validation_images_do_not_overlap(archive):
     module = read(archive.parent, augment=False)
     both = torch.cat([all_images(module, "train"), all_images(module, "val")])
     assert len(both.flatten(1).unique(dim=0)) == 100
@@ -55,14 +55,14 @@ def test_training_and_validation_images_are_different_ones(archive):
         ("data_batch_5", None, "data_batch_5"),
     ],
 )
-def test_an_archive_with_another_structure_is_refused(tmp_path, name, content, message):
+def test_an_archive_with_an_unexpected_structure_is_rejected(tmp_path, name, content, message):
     files = cifar10_files() | {name: content}
     write_archive(tmp_path, {name: content for name, content in files.items() if content is not None})
     with pytest.raises(ValueError, match=re.escape(message)):
         read(tmp_path)
 
 
-def test_a_file_with_another_checksum_is_refused_before_it_is_unpickled(archive):
+def test_an_archive_with_a_wrong_checksum_is_rejected_before_unpickling(archive):
     archive.write_bytes(b"not even an archive")
     with pytest.raises(ValueError, match=r"MD5 .* --data\.verify=false"):
         read(archive.parent, verify=True)

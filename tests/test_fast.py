@@ -1,4 +1,4 @@
-"""The fast recipe: what its parts do, and that a run of it is tested once and goes on as exactly as any other."""
+"""Tests of the fast recipe: its parts, a whole run, and a resumed run."""
 
 import re
 from pathlib import Path
@@ -24,12 +24,12 @@ RECIPE += ("--checkpoint.dirpath=logs/checkpoints", "--resume.every_n_steps=4")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, str]:
-    """The folder and the output of a run of three epochs."""
+    """Trains for three epochs and returns the folder and the output of the run."""
     folder = tmp_path_factory.mktemp("finished")
     return folder, train(*RECIPE, cwd=folder).stdout
 
 
-def test_the_recipe_trains_on_all_images_and_looks_at_the_test_set_once(finished):
+def test_the_recipe_trains_on_all_images_and_tests_once(finished):
     _, stdout = finished
     assert "60 samples per step, from step 0\n" in stdout
     lines = epoch_lines(stdout)
@@ -38,18 +38,18 @@ def test_the_recipe_trains_on_all_images_and_looks_at_the_test_set_once(finished
     assert float(re.search(r"^test accuracy +([\d.]+)%", stdout, re.MULTILINE)[1]) > 40  # of ten classes
 
 
-def test_the_exported_weights_fit_a_fresh_network(finished):
+def test_the_exported_weights_load_into_a_new_network(finished):
     folder, _ = finished
     FastNet().network.load_state_dict(torch.load(folder / "logs/checkpoints/model.pt"))
 
 
-def test_an_interrupted_run_of_the_recipe_ends_bit_for_bit_as_if_it_were_not(finished, tmp_path):
+def test_an_interrupted_run_of_the_recipe_resumes_bit_exactly(finished, tmp_path):
     interrupt(*RECIPE, cwd=tmp_path, step=17)
     assert "resuming from" in train(*RECIPE, cwd=tmp_path).stdout
     assert differences(finished[0], tmp_path) == []
 
 
-def test_whitening_makes_the_pixels_of_a_patch_uncorrelated():
+def test_whitening_decorrelates_the_pixels_of_a_patch():
     pixels = torch.rand(200, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     images = torch.nn.functional.interpolate(pixels, scale_factor=4, mode="bilinear")
     filters = whitening_filters(images)
@@ -60,12 +60,12 @@ def test_whitening_makes_the_pixels_of_a_patch_uncorrelated():
 
 
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16)])
-def test_an_orthogonal_update_stretches_no_direction_much_more_than_another(shape):
+def test_singular_values_of_an_orthogonalized_update_are_close_to_one(shape):
     values = torch.linalg.svdvals(orthogonalize(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
     assert values.min() > 0.3 and values.max() < 1.4
 
 
-def test_the_answer_of_a_test_is_the_mean_over_views_that_differ_by_a_pixel_and_by_mirroring():
+def test_logits_at_test_time_are_the_mean_over_shifted_and_mirrored_images():
     network, images = FastNet().eval(), torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     alone = FastNet(tta=False).eval()
     alone.load_state_dict(network.state_dict())
@@ -76,7 +76,7 @@ def test_the_answer_of_a_test_is_the_mean_over_views_that_differ_by_a_pixel_and_
     assert not torch.allclose(network(images), alone(images), atol=1e-6)
 
 
-def test_alternate_flips_mirror_each_image_in_every_other_epoch():
+def test_alternate_flips_mirror_each_image_every_other_epoch():
     options = {"num_train_images": 100, "num_test_images": 10, "val_split": 0, "padding": 0, "alternate_flips": True}
     module, everything = SyntheticCIFAR10DataModule(**options), torch.arange(100)
     module.setup()
@@ -88,7 +88,7 @@ def test_alternate_flips_mirror_each_image_in_every_other_epoch():
     assert 30 < is_mirrored.sum() < 70
 
 
-def test_bfloat16_is_replaced_only_where_the_hardware_has_none(capsys):
+def test_bfloat16_is_replaced_only_on_hardware_without_it(capsys):
     assert supported_precision("16-mixed", "cpu") == "16-mixed"
     has_bf16 = "bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
     assert supported_precision("bf16-mixed", "cpu") == ("bf16-mixed" if has_bf16 else "32-true")

@@ -1,4 +1,4 @@
-"""The loader of indices: which samples a rank gets, and where a loader goes on from the state of another."""
+"""Tests of IndexLoader: how it divides samples among ranks, and how it resumes from a state."""
 
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,7 @@ from runtime.index_loader import IndexLoader
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_the_ranks_together_see_every_training_sample_once_but_for_the_remainder(world_size):
+def test_all_ranks_together_see_each_training_sample_once_except_the_remainder(world_size):
     loaders = [IndexLoader(1003, 16, seed=0, rank=rank, world_size=world_size) for rank in range(world_size)]
     seen = torch.cat([torch.cat(list(loader)) for loader in loaders]).tolist()
     assert len(seen) == len(set(seen))
@@ -22,25 +22,25 @@ def test_the_ranks_together_see_every_training_sample_once_but_for_the_remainder
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 @pytest.mark.parametrize("num_samples", [5, 31, 33, 64, 65, 1003])
-def test_validation_samples_are_seen_exactly_once_and_no_rank_gets_an_empty_batch(num_samples, world_size):
+def test_each_validation_sample_is_seen_once_and_no_rank_gets_an_empty_batch(num_samples, world_size):
     ranks = [list(IndexLoader(num_samples, 16, rank=rank, world_size=world_size)) for rank in range(world_size)]
     assert sorted(torch.cat([torch.cat(batches) for batches in ranks]).tolist()) == list(range(num_samples))
     assert all(len(batch) > 0 for batches in ranks for batch in batches)
     assert {len(batches) for batches in ranks} == {len(IndexLoader(num_samples, 16, world_size=world_size))}
 
 
-def test_fewer_validation_samples_than_processes_are_refused():
+def test_fewer_validation_samples_than_processes_are_rejected():
     with pytest.raises(MisconfigurationException, match="1 samples to evaluate, expected one per process: 2"):
         IndexLoader(1, 16, world_size=2)
 
 
-def test_a_global_batch_holds_the_same_samples_whatever_the_number_of_ranks():
+def test_a_global_batch_holds_the_same_samples_for_any_number_of_ranks():
     one = list(IndexLoader(1000, 32, seed=5))
     two = zip(*(IndexLoader(1000, 16, seed=5, rank=rank, world_size=2) for rank in range(2)), strict=True)
     assert all(torch.equal(whole, torch.cat(parts)) for whole, parts in zip(one, two, strict=True))
 
 
-def test_every_epoch_has_an_order_of_its_own_that_the_seed_repeats():
+def test_each_epoch_has_its_own_order_reproducible_by_the_seed():
     def order(seed: int, epoch: int) -> list[int]:
         loader = IndexLoader(100, 10, seed=seed)
         loader.set_epoch(epoch)
@@ -55,7 +55,7 @@ def indices(loader: IndexLoader) -> list[int]:
 
 
 def after(num_batches: int, epoch: int = 0, **kwargs) -> dict[str, int]:
-    """The state of a loader of 100 samples that has yielded this many batches of an epoch."""
+    """Returns the state of a loader of 100 samples after `num_batches` batches of an epoch."""
     loader = IndexLoader(100, **kwargs)
     loader.set_epoch(epoch)
     list(islice(loader, num_batches))
@@ -78,7 +78,7 @@ def test_the_state_counts_the_samples_of_all_ranks():
 
 @pytest.mark.parametrize("num_batches", range(6))
 @pytest.mark.parametrize(("old", "new"), [((16, 1), (8, 2)), ((8, 2), (16, 1)), ((4, 4), (8, 2)), ((16, 1), (16, 1))])
-def test_an_epoch_goes_on_with_another_number_of_ranks_at_the_same_sample(num_batches, old, new):
+def test_an_epoch_resumes_at_the_same_sample_on_a_different_number_of_ranks(num_batches, old, new):
     state = after(num_batches, 3, batch_size=old[0], world_size=old[1], seed=0)
     batch_size, world_size = new
     ranks = [resumed(state, batch_size=batch_size, world_size=world_size, rank=r, seed=0) for r in range(world_size)]
@@ -91,7 +91,7 @@ def test_an_epoch_goes_on_with_another_number_of_ranks_at_the_same_sample(num_ba
 
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(48, 1), (16, 3), (12, 4)])
-def test_an_epoch_goes_on_with_another_global_batch_where_one_of_its_batches_begins(batch_size, world_size):
+def test_an_epoch_resumes_with_a_different_global_batch_size_at_a_batch_boundary(batch_size, world_size):
     loader = resumed(after(3, batch_size=16), batch_size=batch_size, world_size=world_size)
     assert next(iter(loader))[0] == 48
 
@@ -105,7 +105,7 @@ def test_an_epoch_goes_on_with_another_global_batch_where_one_of_its_batches_beg
         (112, {"batch_size": 16}),
     ],
 )
-def test_a_position_where_no_batch_of_the_loader_begins_is_refused_with_both_numbers(position, options):
+def test_a_position_that_is_not_a_batch_boundary_is_rejected_with_both_numbers(position, options):
     with pytest.raises(ValueError) as error:
         resumed({"epoch": 0, "num_samples": position}, **options)
     message = str(error.value)
@@ -115,7 +115,7 @@ def test_a_position_where_no_batch_of_the_loader_begins_is_refused_with_both_num
 
 
 @pytest.mark.parametrize("first", [0, 4])
-def test_a_resumed_epoch_goes_on_whether_iter_or_set_epoch_comes_first(first):
+def test_an_epoch_resumes_whether_iter_or_set_epoch_is_called_first(first):
     whole = IndexLoader(100, 16, seed=0)
     whole.set_epoch(4)
     loader = resumed(after(2, 4, batch_size=16, seed=0), batch_size=16, seed=0)
@@ -125,7 +125,7 @@ def test_a_resumed_epoch_goes_on_whether_iter_or_set_epoch_comes_first(first):
     assert loader.state_dict() == {"epoch": 4, "num_samples": 48}
 
 
-def test_only_the_epoch_of_the_state_starts_where_that_was():
+def test_only_the_epoch_in_the_state_starts_at_the_saved_position():
     options = {"batch_size": 16, "seed": 0}
     for num_batches in (2, 7):  # of 7
         loader = resumed(after(num_batches, 4, **options), **options)
@@ -136,7 +136,7 @@ def test_only_the_epoch_of_the_state_starts_where_that_was():
         assert len(indices(loader)) == 100
 
 
-def test_the_resumed_epoch_has_its_rest_once_and_then_all_again():
+def test_a_resumed_epoch_yields_its_remaining_samples_once_and_then_all():
     loader = resumed(after(2, batch_size=16), batch_size=16)
     assert indices(loader) == list(range(32, 100))
     assert indices(loader) == list(range(100))
@@ -146,7 +146,7 @@ def test_the_resumed_epoch_has_its_rest_once_and_then_all_again():
 
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(4, 4), (50, 2), (50, 3), (33, 1)])
-def test_the_end_of_an_epoch_is_the_end_for_any_other_loader(batch_size, world_size):
+def test_a_finished_epoch_is_finished_for_any_batch_size_and_number_of_ranks(batch_size, world_size):
     state = after(100, batch_size=batch_size, world_size=world_size, seed=0)
     assert state == {"epoch": 0, "num_samples": 100}
     for other in ({"batch_size": 16}, {"batch_size": 8, "world_size": 2}, {"batch_size": 30, "world_size": 4}):
@@ -154,7 +154,7 @@ def test_the_end_of_an_epoch_is_the_end_for_any_other_loader(batch_size, world_s
 
 
 class Keep(LightningModule):
-    """Keeps the indices that it is given, and a checkpoint after each step inside an epoch and at its end."""
+    """Records its indices, and saves a checkpoint after each step and at the end of each epoch."""
 
     def __init__(self, directory: Path):
         super().__init__()
@@ -186,7 +186,7 @@ def fit(directory: Path, batch_size: int, ckpt_path: Path | None = None) -> list
     return model.seen
 
 
-def test_lightning_goes_on_with_the_batch_that_was_next(tmp_path):
+def test_lightning_resumes_with_the_next_batch(tmp_path):
     whole = fit(tmp_path, batch_size=30)
     for num_steps in range(1, 12):
         assert fit(tmp_path / "resumed", 30, tmp_path / f"{num_steps}.ckpt") == whole[num_steps:], num_steps

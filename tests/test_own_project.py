@@ -1,4 +1,4 @@
-"""Somebody else's Lightning project: whatever its modules look like, it is trained, tested, exported, and goes on."""
+"""Tests of custom Lightning projects: any of them can be trained, tested, exported and resumed."""
 
 import re
 import signal
@@ -22,7 +22,7 @@ PLAIN, STATEFUL = "--data=projects.PlainData", "--data=projects.StatefulData"
 OWN_OPTIMIZER = " defines its own optimizers; ignoring --optimizer\n"
 NOT_STATEFUL = "the training loader is not stateful: an interrupted run resumes from the last complete epoch"
 THREE_EPOCHS = ("--trainer.max_epochs=3", "--resume.every_n_steps=3")
-KINDS = {  # class, data module, what each epoch's line has, and the test if there is one
+KINDS = {  # module, data module, metrics in the line of each epoch, and the metric of the test, if any
     "returns a tensor": (ReturnsTensor, "PlainData", {"train_loss", "val_loss"}, "test_loss"),
     "returns a dict": (ReturnsDict, "PlainData", {"train_loss", "val_loss", "val_acc"}, "test_loss"),
     "plateau": (OnPlateau, "PlainData", {"train_loss", "val_loss"}, "test_loss"),
@@ -44,7 +44,7 @@ def exported(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Callable[[str], tuple[Path, SimpleNamespace]]:
-    """The folder of a run of that kind, and what it has printed."""
+    """Returns a function that trains a project of a kind and returns the folder and the result of the run."""
 
     @cache
     def run(kind: str) -> tuple[Path, SimpleNamespace]:
@@ -57,13 +57,13 @@ def finished(tmp_path_factory) -> Callable[[str], tuple[Path, SimpleNamespace]]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> tuple[Path, str]:
-    """The folder of an own project's run, and what it has printed."""
+    """Trains the project in tests/own_project and returns the folder and the output of the run."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     return folder, train(*GLYPHS, *THREE_EPOCHS, cwd=folder).stdout
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_kind_of_module_is_trained_and_what_it_logs_is_printed(finished, kind):
+def test_any_kind_of_module_trains_and_its_metrics_are_printed(finished, kind):
     _, result = finished(kind)
     lines = epoch_lines(result.stdout)
     assert [line["epoch"] for line in lines] == [0, 1]
@@ -71,7 +71,7 @@ def test_any_kind_of_module_is_trained_and_what_it_logs_is_printed(finished, kin
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_kind_of_module_is_tested_if_it_can_be_and_exported(finished, kind):
+def test_any_kind_of_module_is_exported_and_tested_if_possible(finished, kind):
     module, _, _, tested = KINDS[kind]
     folder, result = finished(kind)
     assert bool(tested) == bool(re.search(r"^test_loss +\d", result.stdout, re.MULTILINE))
@@ -80,14 +80,14 @@ def test_any_kind_of_module_is_tested_if_it_can_be_and_exported(finished, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_line_says_that_optimizer_is_not_used_only_if_it_is_not(finished, kind):
+def test_an_ignored_optimizer_option_is_reported(finished, kind):
     _, result = finished(kind)
     has_its_own = KINDS[kind][0] not in (ReturnsTensor, ReturnsDict, NetworkAndHead)
     assert result.stdout.count(OWN_OPTIMIZER) == has_its_own
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_val_loss_the_last_network_is_exported_and_a_line_says_so(finished, kind):
+def test_without_val_loss_the_last_network_is_exported_with_a_warning(finished, kind):
     folder, result = finished(kind)
     line = "train.py: warning: testing and exporting the last network instead of the best: val_loss was never logged\n"
     has_none = "val_loss" not in KINDS[kind][2]
@@ -97,7 +97,7 @@ def test_without_val_loss_the_last_network_is_exported_and_a_line_says_so(finish
         assert all(torch.equal(weight, checkpoint["state_dict"][name]) for name, weight in exported(folder).items())
 
 
-def test_an_own_project_is_trained_with_its_own_defaults(uninterrupted):
+def test_a_custom_project_trains_with_its_own_defaults(uninterrupted):
     folder, stdout = uninterrupted
     assert "training in 1 process on 1 host, device cpu, 64 samples per step, from step 0\n" in stdout
     assert [line["step"] for line in epoch_lines(stdout)] == [10, 20, 30]
@@ -107,7 +107,7 @@ def test_an_own_project_is_trained_with_its_own_defaults(uninterrupted):
     assert config["data"]["init_args"] == {"root": "glyphs", "batch_size": 64, "num_workers": 0, "shift": 2}
 
 
-def test_the_batch_size_of_a_recipe_or_an_option_is_kept(tmp_path):
+def test_the_batch_size_of_a_recipe_or_an_option_overrides_the_default(tmp_path):
     recipe = {"class_path": "glyph_data.GlyphDataModule", "init_args": {"batch_size": 50}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"data": recipe}))
     options = ("--config=recipe.yaml", "--model=glyph_net.GlyphNet", "--trainer.fast_dev_run=true")
@@ -115,7 +115,7 @@ def test_the_batch_size_of_a_recipe_or_an_option_is_kept(tmp_path):
     assert " 40 samples per step" in train(*options, "--data.batch_size=40", cwd=tmp_path).stdout
 
 
-def test_the_exported_weights_in_a_fresh_module_give_the_accuracy_that_was_printed(uninterrupted):
+def test_exported_weights_in_a_new_module_give_the_printed_accuracy(uninterrupted):
     folder, stdout = uninterrupted
     module, data = GlyphNet(), GlyphDataModule(root=str(folder / "glyphs"))
     module.load_state_dict(exported(folder))
@@ -126,14 +126,14 @@ def test_the_exported_weights_in_a_fresh_module_give_the_accuracy_that_was_print
     assert f"test accuracy     {accuracy:.1%} on test data\n" in stdout
 
 
-def test_what_a_project_logs_is_in_tensorboard(uninterrupted):
+def test_metrics_of_a_custom_project_are_in_tensorboard(uninterrupted):
     folder, _ = uninterrupted
     names = {"train_loss_step", "train_loss_epoch", "train_acc_step", "train_acc_epoch", "val_loss", "val_acc"}
     assert names <= set(scalars(folder / "logs/tensorboard/tutorial/version_0"))
 
 
 @pytest.mark.slow
-def test_two_processes_train_an_own_project_together(tmp_path):
+def test_two_processes_train_a_custom_project(tmp_path):
     stdout = train(*GLYPHS, "--trainer.devices=2", "--trainer.max_epochs=1", cwd=tmp_path, cold=True).stdout
     line = "training in 2 processes on 1 host, device cpu, 128 samples per step, from step 0\n"
     assert stdout.count(line) == 1
@@ -151,22 +151,20 @@ def test_two_processes_train_an_own_project_together(tmp_path):
         pytest.param("on_validation_batch_end", 10, signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
-def test_an_own_project_that_was_interrupted_ends_bit_for_bit_as_if_it_were_not(
-    uninterrupted, tmp_path, hook, step, signum
-):
+def test_an_interrupted_run_of_a_custom_project_resumes_bit_exactly(uninterrupted, tmp_path, hook, step, signum):
     interrupt(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path, hook=hook, step=step, signum=signum)
     assert "resuming from logs/checkpoints/last-step=" in train(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path).stdout
     assert not differences(uninterrupted[0], tmp_path)
 
 
-IN_FAST_TESTS = [
-    # options, and the step at which a run is killed; "ddp" makes Lightning give the loader a sampler of its own
+FAST_CASES = [
+    # options, and the step at which a run is killed
     (("--model=projects.OnPlateau", STATEFUL, "--trainer.val_check_interval=0.25"), 17),
     (("--model=projects.Manual", STATEFUL), 34),
     (("--model=projects.LogsEverything", STATEFUL), 17),
     (("--model=projects.LogsEverything", STATEFUL), 19),  # with one batch left in the epoch
 ]
-IN_SLOW_TESTS = [
+SLOW_CASES = [
     (("--model=glyph_net.ScheduledGlyphNet", "--data=glyph_data.GlyphDataModule"), 17),
     (("--model=projects.OneCycle", STATEFUL, "--trainer.accumulate_grad_batches=3"), 7),
     (("--model=projects.OneCycle", STATEFUL, "--trainer.max_steps=27", "--trainer.max_epochs=-1"), 24),
@@ -185,10 +183,10 @@ IN_SLOW_TESTS = [
 
 @pytest.mark.parametrize(
     "options, step",
-    [*IN_FAST_TESTS, *(pytest.param(*values, marks=pytest.mark.slow) for values in IN_SLOW_TESTS)],
+    [*FAST_CASES, *(pytest.param(*values, marks=pytest.mark.slow) for values in SLOW_CASES)],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
-def test_going_on_is_exact_whatever_is_trained_and_how(tmp_path, options, step):
+def test_resuming_is_bit_exact_for_any_model_data_and_trainer_options(tmp_path, options, step):
     one, other = (tmp_path / name for name in ("uninterrupted", "interrupted"))
     one.mkdir()
     other.mkdir()
@@ -200,7 +198,7 @@ def test_going_on_is_exact_whatever_is_trained_and_how(tmp_path, options, step):
 
 
 @pytest.mark.parametrize("data", [STATEFUL, PLAIN])
-def test_no_step_is_done_twice_and_counters_go_on(tmp_path, data):
+def test_no_step_is_repeated_and_counters_are_restored(tmp_path, data):
     options = ("--model=projects.CountsItself", data, *THREE_EPOCHS, "--trainer.callbacks+=projects.Counting")
     interrupt(*options, cwd=tmp_path, step=17)
     train(*options, cwd=tmp_path)
@@ -210,7 +208,7 @@ def test_no_step_is_done_twice_and_counters_go_on(tmp_path, data):
 
 
 @pytest.mark.parametrize("data", ["PlainData", "StreamData"])
-def test_with_a_loader_without_position_a_run_goes_on_from_the_end_of_an_epoch_and_says_so(tmp_path, data):
+def test_with_a_stateless_loader_a_run_resumes_from_the_last_complete_epoch(tmp_path, data):
     options = (*options_of(ReturnsTensor, data), *THREE_EPOCHS, "--trainer.callbacks+=projects.Counting")
     stdout = interrupt(*options, cwd=tmp_path, step=17).stdout
     assert stdout.count(NOT_STATEFUL) == 1
@@ -220,11 +218,11 @@ def test_with_a_loader_without_position_a_run_goes_on_from_the_end_of_an_epoch_a
     assert len(set(first)) == len(first) == 100 and first == second
 
 
-def test_nothing_is_said_of_a_loader_that_can_tell_its_position(uninterrupted):
+def test_a_stateful_loader_is_not_reported_as_stateless(uninterrupted):
     assert NOT_STATEFUL not in uninterrupted[1]
 
 
-def test_going_on_with_another_batch_size_is_refused(tmp_path):
+def test_resuming_with_a_different_batch_size_is_rejected(tmp_path):
     interrupt(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path, step=17)
     options = (*GLYPHS, *THREE_EPOCHS, "--data.batch_size=50")
     stderr = train(*options, "--ckpt_path=last", cwd=tmp_path, code=2).stderr
@@ -264,20 +262,20 @@ def test_going_on_with_another_batch_size_is_refused(tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_in_an_own_project_is_told_in_one_line_with_the_whole_option(tmp_path, options, expected):
+def test_an_invalid_option_of_a_custom_project_is_reported_in_one_line(tmp_path, options, expected):
     result = train(STATEFUL, *options, cwd=tmp_path, code=2)
     assert result.stderr == f"train.py: error: {expected}\n"
 
 
 @pytest.fixture
 def job(tmp_path) -> dict[str, str]:
-    """What SageMaker's toolkit puts into the environment."""
+    """Returns the environment variables that SageMaker's toolkit sets."""
     folders = {"SM_MODEL_DIR": "model", "SM_OUTPUT_DATA_DIR": "output", "SM_CHANNEL_TRAINING": "training"}
     paths = {name: str(tmp_path / folder) for name, folder in folders.items()}
     return paths | {"SM_HOSTS": '["127.0.0.1"]', "SM_CURRENT_HOST": "127.0.0.1"}
 
 
-def test_neither_data_nor_model_needs_any_argument(tmp_path, job):
+def test_data_and_model_need_no_arguments(tmp_path, job):
     options = (*options_of(Manual, "BareData"), "--print_config")
     assert train(*options, cwd=tmp_path, env=job).stderr == ""
     train(
@@ -286,9 +284,7 @@ def test_neither_data_nor_model_needs_any_argument(tmp_path, job):
 
 
 @pytest.mark.parametrize("root, num_warnings", [("glyphs", 1), ("training", 0)])
-def test_a_line_names_the_option_that_gives_the_project_sagemakers_folder_unless_it_is_given(
-    tmp_path, job, root, num_warnings
-):
+def test_a_warning_names_sagemakers_data_folder_unless_the_project_uses_it(tmp_path, job, root, num_warnings):
     options = (*GLYPHS, f"--data.root={tmp_path / root}", "--print_config")
     stderr = train(*options, cwd=tmp_path, env=job).stderr
     line = "train.py: warning: GlyphDataModule has no argument data_dir: if it reads files, "
@@ -297,7 +293,7 @@ def test_a_line_names_the_option_that_gives_the_project_sagemakers_folder_unless
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_exactly_with_a_sampler_that_divides_the_samples(tmp_path):
+def test_two_processes_with_a_distributed_sampler_resume_bit_exactly(tmp_path):
     one, other = (tmp_path / name for name in ("uninterrupted", "interrupted"))
     one.mkdir()
     other.mkdir()
@@ -309,20 +305,20 @@ def test_two_processes_go_on_exactly_with_a_sampler_that_divides_the_samples(tmp
 
 
 @pytest.mark.slow
-def test_two_processes_whose_samples_lightning_divides_go_on_from_the_end_of_an_epoch_and_say_so(tmp_path):
+def test_two_processes_with_lightnings_sampler_report_a_stateless_loader(tmp_path):
     options = (*options_of(ReturnsTensor, "StatefulData"), "--trainer.max_epochs=1", "--trainer.devices=2")
     assert train(*options, cwd=tmp_path, cold=True).stdout.count(NOT_STATEFUL) == 1
 
 
 @pytest.mark.slow
-def test_going_on_with_another_number_of_processes_is_refused(tmp_path):
+def test_resuming_on_a_different_number_of_processes_is_rejected(tmp_path):
     interrupt(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path, step=17)
     result = train(*GLYPHS, *THREE_EPOCHS, "--trainer.devices=2", cwd=tmp_path, code=2)
     assert re.search(r"was saved with .*1 processes, this run has .*2 processes: match them, or start", result.stderr)
 
 
 @pytest.mark.slow
-def test_workers_go_on_exactly_where_their_dataset_draws_nothing_at_random(tmp_path):
+def test_workers_resume_bit_exactly_if_their_dataset_is_not_random(tmp_path):
     one, other = (tmp_path / name for name in ("uninterrupted", "interrupted"))
     one.mkdir()
     other.mkdir()
@@ -334,7 +330,7 @@ def test_workers_go_on_exactly_where_their_dataset_draws_nothing_at_random(tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["own project", "its own schedules", "validation in the epoch"])
-def test_a_drill_ends_bit_for_bit(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["custom project", "custom schedules", "validation within epochs"])
+def test_a_drill_is_bit_exact(tmp_path, kind):
     _, found = drill_own_project.crash_test(kind, tmp_path, Random(0))
     assert not found

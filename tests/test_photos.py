@@ -1,4 +1,4 @@
-"""The port of examples/photos to SageMaker, as README.md has it: the project is copied into app/, and all works."""
+"""Tests of porting examples/photos to SageMaker as README.md describes it, by copying the project into app/."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from torchvision.models import resnet18
 from tutorial import block, run_block
 
 PORT, MAKE_PHOTOS, TRAIN = block("cp examples/photos/photo* app/").splitlines()
-AS_ITS_OWNER = """
+PLAIN_LIGHTNING = """
 from photo_data import PhotoData
 from photo_net import PhotoNet
 from pytorch_lightning import Trainer
@@ -43,7 +43,7 @@ HYPERPARAMS = ("config=photos.yaml", "data.root=/opt/ml/input/data/training")
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """What a clone of the repository has after the port, and photos."""
+    """Ports the project in a copy of the repository, and generates photos."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copy(ROOT / "run_sagemaker.py", folder)
     for name in ("app", "launcher", "examples"):
@@ -54,16 +54,16 @@ def project(tmp_path_factory) -> Path:
 
 
 def run(project: Path, *options: str, cwd: Path, step: int | None = None) -> Any:
-    """Trains with the recipe, its files where other tests have theirs; it is killed after `step`, if there is one."""
+    """Trains with the recipe in `cwd`; kills the run after `step`, if given."""
     if not (cwd / "photos").exists():
         (cwd / "photos").symlink_to(project / "photos")
     options = (f"--config={project}/{TRAIN.split()[-1]}", "--checkpoint.dirpath=logs/checkpoints", *options)
     options += ("--logger.name=tutorial",)
-    how = {"cwd": cwd, "cold": True, "program": project / "app/train.py"}
-    return train(*options, **how) if step is None else interrupt(*options, step=step, **how)
+    kwargs = {"cwd": cwd, "cold": True, "program": project / "app/train.py"}
+    return train(*options, **kwargs) if step is None else interrupt(*options, step=step, **kwargs)
 
 
-def test_the_same_photos_are_made_each_time(project, tmp_path):
+def test_the_generated_photos_are_reproducible(project, tmp_path):
     subprocess.run([sys.executable, ROOT / "examples/photos/make_photos.py", tmp_path], check=True)
     photos = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.jpg")]
     assert len(photos) == 360
@@ -71,9 +71,7 @@ def test_the_same_photos_are_made_each_time(project, tmp_path):
 
 
 @pytest.mark.parametrize("num_classes", [10, 3])
-def test_a_network_starts_from_weights_and_with_another_number_of_classes_from_all_but_the_last_layer(
-    tmp_path, monkeypatch, num_classes
-):
+def test_pretrained_weights_are_loaded_except_for_a_last_layer_of_another_size(tmp_path, monkeypatch, num_classes):
     monkeypatch.syspath_prepend(ROOT / "examples/photos")
     from photo_net import PhotoNet
 
@@ -86,7 +84,7 @@ def test_a_network_starts_from_weights_and_with_another_number_of_classes_from_a
 
 @pytest.mark.slow
 def test_before_the_port_it_is_an_ordinary_lightning_project(project):
-    command = [sys.executable, "-c", AS_ITS_OWNER]
+    command = [sys.executable, "-c", PLAIN_LIGHTNING]
     environment = NO_AWS | {"PYTHONPATH": str(project / "examples/photos")}
     result = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=240)
     assert result.stdout.endswith("2 steps\n"), result.stderr
@@ -109,7 +107,7 @@ def test_after_the_port_it_is_trained_tested_and_exported(project, tmp_path):
     [(("--data.num_workers=1",), 13, 11), (("--data.num_workers=0", "--trainer.devices=2"), 8, 7)],
     ids=["one process with a worker", "two processes"],
 )
-def test_a_run_that_is_killed_goes_on_and_ends_bit_for_bit_as_if_it_were_not(project, tmp_path, options, step, saved):
+def test_a_killed_run_resumes_bit_exactly(project, tmp_path, options, step, saved):
     uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
     uninterrupted.mkdir()
     interrupted.mkdir()
@@ -121,7 +119,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_bit_for_bit_as_if_it_were_not(pro
 
 
 @pytest.mark.slow
-def test_the_launcher_asks_sagemaker_for_what_the_recipe_says(project):
+def test_the_launcher_requests_a_job_with_the_recipe(project):
     command = [sys.executable, "run_sagemaker.py", *LAUNCH, "--hyperparams", *HYPERPARAMS, "model.lr=0.003"]
     result = subprocess.run(command, cwd=project, env=NO_AWS, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0 and result.stderr == "", result.stderr

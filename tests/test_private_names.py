@@ -1,4 +1,4 @@
-"""Private names of other libraries: each test fails when a library changes what runtime/ needs of it."""
+"""Tests of private names of other libraries: each fails when a library changes what runtime/ depends on."""
 
 import random
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 
 class Module(LightningModule):
-    """Writes down what happens, its own steps and validations among it."""
+    """Records its steps and validations in `events`."""
 
     def __init__(self):
         super().__init__()
@@ -70,7 +70,7 @@ class WriteDown(DummyLogger):
 
 
 class BetweenSteps(Callback):
-    """Calls a function between steps."""
+    """Calls a function between steps and keeps its results."""
 
     def __init__(self, function: Callable[[Trainer], Any]):
         self.function, self.results = function, []
@@ -95,7 +95,7 @@ class ResumeFromMemory(Callback):
 
 
 def fit(*callbacks: Callback, module: Module | None = None, loader: Any = None, **options: Any) -> Trainer:
-    """Trains for two epochs of four batches unless told otherwise."""
+    """Trains for two epochs of four batches by default."""
     module, loader = module or Module(), IndexLoader(8, 2, seed=0) if loader is None else loader
     quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"), False)
     options = {"max_epochs": 2, "accelerator": "cpu", "num_sanity_val_steps": 0, "log_every_n_steps": 1} | options
@@ -104,8 +104,8 @@ def fit(*callbacks: Callback, module: Module | None = None, loader: Any = None, 
     return trainer
 
 
-def saved(tmp_path: Path, at: tuple[int, int]) -> dict[str, Any]:
-    """The checkpoint that a run leaves between two steps, in that epoch after so many of its batches."""
+def checkpoint_at(tmp_path: Path, at: tuple[int, int]) -> dict[str, Any]:
+    """Returns the checkpoint of a run at (epoch, number of finished batches)."""
 
     def save(trainer: Trainer) -> None:
         if (trainer.current_epoch, private_lightning.num_batches_done(trainer)) == at:
@@ -115,7 +115,7 @@ def saved(tmp_path: Path, at: tuple[int, int]) -> dict[str, Any]:
     return torch.load(tmp_path / "checkpoint", weights_only=False)
 
 
-def test_a_function_is_called_before_each_batch_when_all_of_the_last_step_is_done():
+def test_call_between_steps_runs_after_logging_and_validation_of_the_last_step():
     module = Module()
     between = BetweenSteps(lambda trainer: module.events.append("between"))
     fit(between, module=module, logger=WriteDown(module.events), max_epochs=1, val_check_interval=2)
@@ -123,20 +123,20 @@ def test_a_function_is_called_before_each_batch_when_all_of_the_last_step_is_don
     assert module.events == [*steps[0], *steps[1], "validation", *steps[2], *steps[3], "validation"]
 
 
-def test_the_batches_of_an_epoch_are_counted_when_they_are_done():
+def test_num_batches_done_counts_the_finished_batches_of_an_epoch():
     between = BetweenSteps(private_lightning.num_batches_done)
     fit(between)
     assert between.results == [0, 1, 2, 3] * 2
 
 
 @pytest.mark.parametrize("module", [Module, TwoOptimizers])
-def test_steps_are_counted_as_loggers_do_however_many_optimizers_step(module):
+def test_num_steps_done_matches_the_loggers_for_any_number_of_optimizers(module):
     between = BetweenSteps(private_lightning.num_steps_done)
     fit(between, module=module())
     assert between.results == list(range(8))
 
 
-def test_it_is_not_between_steps_while_gradients_accumulate_or_after_a_validation():
+def test_no_point_is_resumable_during_accumulation_or_after_a_validation():
     between = BetweenSteps(private_lightning.is_resumable_point)
     fit(between, max_epochs=1, accumulate_grad_batches=2)
     assert between.results[1:] == [False, True, False]
@@ -145,7 +145,7 @@ def test_it_is_not_between_steps_while_gradients_accumulate_or_after_a_validatio
     assert between.results[1:] == [True, False, True]
 
 
-def test_the_loaders_of_training_are_found_and_their_states_if_all_have_one():
+def test_training_loaders_are_found_and_their_states_if_all_are_stateful():
     class Numbers(IterableDataset):
         def __iter__(self):
             return iter(range(8))
@@ -156,7 +156,7 @@ def test_the_loaders_of_training_are_found_and_their_states_if_all_have_one():
         (StatefulDataLoader(range(8), batch_size=2), True),
         (without, False),
         ([with_state, without], False),
-        (StatefulDataLoader(Numbers(), batch_size=2), False),  # whose length nobody knows
+        (StatefulDataLoader(Numbers(), batch_size=2), False),  # of unknown length
     ]:
         module = Module()
         module.training_step = lambda batch, batch_idx, module=module: module.layer(torch.ones(1, 1)).sum()
@@ -168,15 +168,15 @@ def test_the_loaders_of_training_are_found_and_their_states_if_all_have_one():
         assert (states.results[0] is not None) == has_state
 
 
-def test_a_checkpoint_in_memory_is_gone_on_from(tmp_path):
-    resume = ResumeFromMemory(saved(tmp_path, at=(1, 2)))
+def test_training_resumes_from_a_checkpoint_in_memory(tmp_path):
+    resume = ResumeFromMemory(checkpoint_at(tmp_path, at=(1, 2)))
     trainer = fit(resume, module=(module := Module()))
     assert resume.first_step == 6 and trainer.global_step == 8
     assert module.events == ["step 2", "step 3", "validation"]
 
 
 @pytest.mark.parametrize("loader", [IndexLoader, StatefulDataLoader])
-def test_a_loader_goes_on_with_its_next_batch_in_the_order_of_its_epoch(tmp_path, loader):
+def test_a_loader_resumes_with_the_next_batch_in_the_order_of_the_epoch(tmp_path, loader):
     def new_loader() -> Any:
         if loader is IndexLoader:
             return IndexLoader(8, 2, seed=0)
@@ -201,32 +201,32 @@ def test_a_loader_goes_on_with_its_next_batch_in_the_order_of_its_epoch(tmp_path
 
 @pytest.mark.parametrize("sampler", [RandomSampler(range(8)), WeightedRandomSampler([1.0] * 8, 8)])
 @pytest.mark.parametrize("in_several_ranks", [False, True])
-def test_a_loader_whose_order_is_another_one_each_time_has_no_position(sampler, in_several_ranks):
-    if in_several_ranks:  # as Lightning does with samplers that it does not know, such as torchdata's
+def test_a_loader_with_a_non_reproducible_sampler_is_not_stateful(sampler, in_several_ranks):
+    if in_several_ranks:  # Lightning wraps samplers that it does not know, such as torchdata's
         sampler = DistributedSamplerWrapper(sampler, num_replicas=2, rank=0)
-    can_tell = BetweenSteps(private_lightning.loaders_are_stateful)
+    is_stateful = BetweenSteps(private_lightning.loaders_are_stateful)
     options = {"max_epochs": 1, "use_distributed_sampler": False}
-    fit(can_tell, loader=StatefulDataLoader(range(8), batch_size=2, sampler=sampler), **options)
-    assert not any(can_tell.results)
+    fit(is_stateful, loader=StatefulDataLoader(range(8), batch_size=2, sampler=sampler), **options)
+    assert not any(is_stateful.results)
 
 
-def test_a_plateau_scheduler_steps_at_the_end_of_an_epoch_that_was_gone_on_with(tmp_path):
-    trainer = fit(ResumeFromMemory(saved(tmp_path, at=(0, 2))))
+def test_a_plateau_scheduler_steps_at_the_end_of_a_resumed_epoch(tmp_path):
+    trainer = fit(ResumeFromMemory(checkpoint_at(tmp_path, at=(0, 2))))
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 2
 
 
-def test_the_first_batch_of_an_epoch_is_trained(tmp_path):
-    fit(ResumeFromMemory(saved(tmp_path, at=(1, 0))), module=(module := Module()))
+def test_resuming_at_the_start_of_an_epoch_trains_its_first_batch(tmp_path):
+    fit(ResumeFromMemory(checkpoint_at(tmp_path, at=(1, 0))), module=(module := Module()))
     assert module.events == [*(f"step {index}" for index in range(4)), "validation"]
 
 
-def test_metrics_of_before_are_there_for_whoever_monitors_them(tmp_path):
+def test_metrics_from_before_the_interruption_are_restored(tmp_path):
     between = BetweenSteps(lambda trainer: dict(trainer.callback_metrics))
-    fit(ResumeFromMemory(saved(tmp_path, at=(0, 2)), {"of before": torch.tensor(3.0)}), between)
-    assert between.results and all(metrics["of before"] == 3 for metrics in between.results)
+    fit(ResumeFromMemory(checkpoint_at(tmp_path, at=(0, 2)), {"earlier": torch.tensor(3.0)}), between)
+    assert between.results and all(metrics["earlier"] == 3 for metrics in between.results)
 
 
-def test_a_log_goes_on_in_its_folder_and_what_was_logged_after_a_step_is_ignored(tmp_path):
+def test_a_resumed_log_keeps_its_folder_and_hides_later_steps(tmp_path):
     logger = TensorBoardLogger(tmp_path, "name")
     for step in range(5):
         logger.log_metrics({"loss": step}, step)
@@ -239,7 +239,7 @@ def test_a_log_goes_on_in_its_folder_and_what_was_logged_after_a_step_is_ignored
     assert scalars(tmp_path / "name/version_0")["loss"] == [(0, 0), (1, 1), (2, 2), (3, 10)]
 
 
-def test_random_states_of_torch_numpy_and_python_are_collected_and_set():
+def test_random_states_of_torch_numpy_and_python_are_saved_and_restored():
     def draw() -> list[float]:
         return [torch.rand(1).item(), np.random.rand(), random.random()]
 
@@ -249,21 +249,21 @@ def test_random_states_of_torch_numpy_and_python_are_collected_and_set():
     assert draw() == before
 
 
-def refused(parser: Parser, option: str, capsys: pytest.CaptureFixture) -> str:
-    """The line with which a parser refuses an option."""
+def parser_error(parser: Parser, option: str, capsys: pytest.CaptureFixture) -> str:
+    """Returns the line on stderr of a parser that rejects an option."""
     with pytest.raises(SystemExit):
         parser.parse_args([option])
     return capsys.readouterr().err
 
 
-def test_the_parser_knows_the_names_of_its_options(capsys):
+def test_the_parser_suggests_the_closest_option(capsys):
     parser = Parser(allow_abbrev=False)
     parser.add_argument("--learning_rate", type=float)
     line = "unknown option --learning_rat; did you mean --learning_rate?\n"
-    assert refused(parser, "--learning_rat=1", capsys).endswith(line)
+    assert parser_error(parser, "--learning_rat=1", capsys).endswith(line)
 
 
-def test_a_whole_number_stays_one_where_a_fraction_is_allowed_too():
+def test_an_integer_stays_an_integer_if_a_float_is_allowed_too():
     parser = Parser()
     parser.add_argument("--limit", type=float | int | None)
     parser.prefer_int()
@@ -271,7 +271,7 @@ def test_a_whole_number_stays_one_where_a_fraction_is_allowed_too():
     assert [repr(value) for value in values] == ["1", "1.0", "None"]
 
 
-def test_a_wrong_value_is_told_with_what_is_allowed(capsys):
+def test_an_invalid_value_is_reported_with_the_expected_type(capsys):
     parser = Parser()
     parser.add_argument("--size", type=int)
-    assert refused(parser, "--size=many", capsys).endswith("--size=many is not valid: expected int\n")
+    assert parser_error(parser, "--size=many", capsys).endswith("--size=many is not valid: expected int\n")

@@ -1,4 +1,4 @@
-"""What was interrupted goes on and ends as if nothing had been: real signals, full disks, damaged files, lost ranks."""
+"""Tests of resuming bit-exactly: after signals, full disks, damaged files and lost ranks."""
 
 import contextlib
 import os
@@ -21,15 +21,15 @@ RUN = (*TINY, *SYNTHETIC, "--resume.every_n_steps=5", "--trainer.log_every_n_ste
 DRILL = ("--trainer.callbacks=tiny.Drill", "--trainer.callbacks.file=step")
 
 
-def killed(*options: str, step: int = 23, hook: str = "on_train_batch_end", code: int = -9, **kwargs) -> str:
-    """What a run prints that gets SIGKILL, or another signal, at a step; an epoch has 16."""
+def run_and_kill(*options: str, step: int = 23, hook: str = "on_train_batch_end", code: int = -9, **kwargs) -> str:
+    """Sends SIGKILL, or another signal, to a run at a step and returns its stderr; an epoch has 16 steps."""
     values = {"step": step, "hook": hook, "signum": -code if code < 0 else code - 128}
     interruption = [f"--trainer.callbacks.{key}={value}" for key, value in values.items()]
     return run_train_warm(*RUN, *options, *DRILL, *interruption, code=code, **kwargs).stderr
 
 
-def ends(folder: Path) -> dict[str, object]:
-    """All that two runs have in common if they end in the same way."""
+def final_state(folder: Path) -> dict[str, object]:
+    """Returns everything that must be the same in two runs, with tensors as bytes."""
     checkpoint = torch.load(last_checkpoint(folder / "logs/checkpoints"), weights_only=False)
     names = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
     (log_dir,) = (folder / "logs/tensorboard/tutorial").iterdir()
@@ -39,8 +39,8 @@ def ends(folder: Path) -> dict[str, object]:
     return {name: as_bytes(checkpoint[name]) for name in names} | {"model": model, "series": series}
 
 
-def assert_same_end(one: Path, other: Path) -> None:
-    differences = [name for name, value in ends(one).items() if ends(other)[name] != value]
+def assert_same_final_state(one: Path, other: Path) -> None:
+    differences = [name for name, value in final_state(one).items() if final_state(other)[name] != value]
     assert not differences
 
 
@@ -62,11 +62,11 @@ def uninterrupted(tmp_path_factory) -> Path:
         ("on_test_start", 32, "32 in epoch 2"),
     ],
 )
-def test_a_run_that_was_killed_ends_bit_for_bit_like_one_that_was_not(uninterrupted, tmp_path, hook, step, point):
-    killed(cwd=tmp_path, hook=hook, step=step)
+def test_a_killed_run_resumes_bit_exactly(uninterrupted, tmp_path, hook, step, point):
+    run_and_kill(cwd=tmp_path, hook=hook, step=step)
     stdout = run_train_warm(*RUN, cwd=tmp_path).stdout
     assert f"resuming from logs/checkpoints/last-step={point.split()[0]}.ckpt, step {point}\n" in stdout
-    assert_same_end(uninterrupted, tmp_path)
+    assert_same_final_state(uninterrupted, tmp_path)
 
 
 @pytest.mark.slow
@@ -87,26 +87,26 @@ def test_a_run_that_was_killed_ends_bit_for_bit_like_one_that_was_not(uninterrup
     ],
     ids=" ".join,
 )
-def test_going_on_is_exact_whatever_is_trained_and_how(tmp_path, options):
+def test_resuming_is_bit_exact_for_any_model_and_trainer_options(tmp_path, options):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     run_train_warm(*RUN, *options, cwd=tmp_path / "a")
-    killed(*options, cwd=tmp_path / "b", step=7 if "accumulate" in options[0] else 19)
+    run_and_kill(*options, cwd=tmp_path / "b", step=7 if "accumulate" in options[0] else 19)
     assert "resuming from" in run_train_warm(*RUN, *options, cwd=tmp_path / "b").stdout
-    assert_same_end(tmp_path / "a", tmp_path / "b")
+    assert_same_final_state(tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("hook, step, saved", [("on_train_batch_end", 7, 7), ("on_validation_batch_end", 16, 11)])
-def test_a_signal_ends_the_run_after_the_step_and_names_where_it_goes_on(
+def test_a_signal_stops_the_run_after_the_step_and_reports_where_it_resumes(
     uninterrupted, tmp_path, signum, hook, step, saved
 ):
-    stderr = killed(cwd=tmp_path, step=step, hook=hook, code=128 + signum)
+    stderr = run_and_kill(cwd=tmp_path, step=step, hook=hook, code=128 + signum)
     path = f"logs/checkpoints/last-step={saved}.ckpt"
     line = f"train.py: error: stopped by {signum.name} after step {step}; the same command resumes from {path}"
     assert stderr.splitlines()[-1] == line
     assert f"resuming from {path}, step {saved} in epoch 0" in run_train_warm(*RUN, cwd=tmp_path).stdout
-    assert_same_end(uninterrupted, tmp_path)
+    assert_same_final_state(uninterrupted, tmp_path)
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_a_signal_ends_the_run_after_the_step_and_names_where_it_goes_on(
         ("two processes", "SIGTERM to one"),
     ],
 )
-def test_a_drill_ends_bit_for_bit_within_an_interval(tmp_path, setup, kind):
+def test_a_drill_is_bit_exact_and_loses_at_most_one_interval(tmp_path, setup, kind):
     interruption = drill.Interruption(setup, "ResNet-18" if "save" in kind else "tiny", kind)
     drill.crash_test(interruption, tmp_path, random.Random(0))
     assert interruption.is_resumed and not interruption.differences
@@ -125,8 +125,8 @@ def test_a_drill_ends_bit_for_bit_within_an_interval(tmp_path, setup, kind):
 
 
 @pytest.mark.parametrize("damage", ["cut off", "one bit"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(uninterrupted, tmp_path, damage):
-    killed(cwd=tmp_path)
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(uninterrupted, tmp_path, damage):
+    run_and_kill(cwd=tmp_path)
     newest = tmp_path / "logs/checkpoints/last-step=21.ckpt"
     content = bytearray(newest.read_bytes())
     if damage == "cut off":
@@ -137,52 +137,52 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(uninterrupted, 
     stdout = run_train_warm(*RUN, cwd=tmp_path).stdout
     assert stdout.startswith("skipping logs/checkpoints/last-step=21.ckpt: not a readable checkpoint of train.py (")
     assert "resuming from logs/checkpoints/last-step=16.ckpt, step 16 in epoch 1\n" in stdout
-    assert_same_end(uninterrupted, tmp_path)
+    assert_same_final_state(uninterrupted, tmp_path)
 
 
-def test_the_last_two_checkpoints_are_kept_and_none_has_a_second_name(tmp_path):
-    killed(cwd=tmp_path)
+def test_only_the_best_and_the_last_two_checkpoints_are_kept(tmp_path):
+    run_and_kill(cwd=tmp_path)
     names = sorted(path.name for path in (tmp_path / "logs/checkpoints").iterdir())
     assert names == ["epoch=0-step=16.ckpt", "last-step=16.ckpt", "last-step=21.ckpt"]
 
 
-def test_in_sagemaker_no_checkpoint_of_the_last_ten_minutes_is_deleted(tmp_path):
+def test_in_sagemaker_checkpoints_of_the_last_ten_minutes_are_kept(tmp_path):
     paths = {"SM_MODEL_DIR": "model", "SM_OUTPUT_DIR": "output", "SM_OUTPUT_DATA_DIR": "output/data"}
     hosts = {"SM_HOSTS": '["127.0.0.1"]', "SM_CURRENT_HOST": "127.0.0.1"}
     for folder in ("output", "checkpoints"):
         (tmp_path / folder).mkdir()
-    killed(cwd=tmp_path, env=ENVIRONMENT | hosts | {name: str(tmp_path / path) for name, path in paths.items()})
+    run_and_kill(cwd=tmp_path, env=ENVIRONMENT | hosts | {name: str(tmp_path / path) for name, path in paths.items()})
     steps = sorted(int(path.stem.split("=")[1]) for path in (tmp_path / "checkpoints").glob("last-*"))
     assert steps == [1, 6, 11, 16, 21]
-    assert not (tmp_path / "checkpoints/tensorboard").exists()  # whose files grow
+    assert not (tmp_path / "checkpoints/tensorboard").exists()  # its files grow
 
 
-def test_the_checkpoints_may_move_and_the_best_network_with_them(uninterrupted, tmp_path):
-    killed(cwd=tmp_path)
+def test_a_run_resumes_from_a_moved_checkpoint_folder(uninterrupted, tmp_path):
+    run_and_kill(cwd=tmp_path)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "logs/checkpoints").rename(tmp_path / "elsewhere/checkpoints")
     moved = "--checkpoint.dirpath=elsewhere/checkpoints"
     assert "resuming from elsewhere/checkpoints/last-step=21.ckpt" in run_train_warm(*RUN, moved, cwd=tmp_path).stdout
     (tmp_path / "elsewhere/checkpoints").rename(tmp_path / "logs/checkpoints")
-    assert_same_end(uninterrupted, tmp_path)
+    assert_same_final_state(uninterrupted, tmp_path)
 
 
-def test_the_best_network_before_stays_until_a_checkpoint_knows_its_successor(tmp_path):
-    killed(cwd=tmp_path, hook="on_test_start", step=32)
+def test_the_previous_best_network_is_kept_while_a_checkpoint_refers_to_it(tmp_path):
+    run_and_kill(cwd=tmp_path, hook="on_test_start", step=32)
     assert [path.name for path in (tmp_path / "logs/checkpoints").glob("epoch*")] == ["epoch=1-step=32.ckpt"]
     for path in (tmp_path / "logs/checkpoints").iterdir():
         path.unlink()
-    killed("--trainer.max_epochs=3", cwd=tmp_path, hook="on_train_epoch_end", step=32)
+    run_and_kill("--trainer.max_epochs=3", cwd=tmp_path, hook="on_train_epoch_end", step=32)
     names = sorted(path.name for path in (tmp_path / "logs/checkpoints").glob("epoch*"))
     assert "epoch=0-step=16.ckpt" in names  # to which last-step=31.ckpt refers
 
 
-def test_a_temporary_folder_on_another_disk_is_not_used_for_checkpoints(tmp_path):
+def test_checkpoints_do_not_need_the_temporary_folder(tmp_path):
     run_train_warm(*RUN, cwd=tmp_path, env=ENVIRONMENT | {"TMPDIR": "/proc"})
     assert last_checkpoint(tmp_path / "logs/checkpoints").name == "last-step=32.ckpt"
 
 
-def test_with_no_readable_checkpoint_the_run_starts_anew_and_says_so(tmp_path):
+def test_without_a_readable_checkpoint_the_run_starts_from_scratch(tmp_path):
     (tmp_path / "logs/checkpoints").mkdir(parents=True)
     (tmp_path / "logs/checkpoints/last-step=9.ckpt").write_text("no checkpoint")
     torch.save({"state_dict": {}}, tmp_path / "logs/checkpoints/last-step=8.ckpt")
@@ -193,22 +193,22 @@ def test_with_no_readable_checkpoint_the_run_starts_anew_and_says_so(tmp_path):
     assert names == ["last-step=31.ckpt", "last-step=32.ckpt"]
 
 
-def test_neither_another_network_nor_other_options_are_gone_on_with(tmp_path):
-    killed(cwd=tmp_path)
+def test_a_run_with_a_different_network_or_options_does_not_resume(tmp_path):
+    run_and_kill(cwd=tmp_path)
     stdout = run_train_warm(*RUN, "--optimizer.lr=0.1", cwd=tmp_path).stdout
     assert (
         "skipping logs/checkpoints/last-step=21.ckpt: was saved with a different optimizer lr; this run replaces it"
         in stdout
     )
-    killed(cwd=tmp_path)
+    run_and_kill(cwd=tmp_path)
     options = ("--model=tiny.Dropout", "--ckpt_path=logs/checkpoints/last-step=21.ckpt")
     stderr = run_train_warm(*RUN, *options, cwd=tmp_path, code=2).stderr
     reason = "logs/checkpoints/last-step=21.ckpt: has different parameter shapes than this network"
     assert stderr == f"train.py: error: --ckpt_path: {reason}\n"
 
 
-def test_ckpt_path_none_starts_anew_and_a_finished_run_is_not_gone_on_with(uninterrupted, tmp_path):
-    killed(cwd=tmp_path)
+def test_ckpt_path_none_starts_from_scratch_and_a_finished_run_is_not_resumed(uninterrupted, tmp_path):
+    run_and_kill(cwd=tmp_path)
     for options in ("--ckpt_path=none",), ():
         output = run_train_warm(*RUN, *options, cwd=tmp_path).stdout
         assert "resuming" not in output
@@ -218,48 +218,48 @@ def test_ckpt_path_none_starts_anew_and_a_finished_run_is_not_gone_on_with(unint
     ).read_bytes()
 
 
-def test_a_job_that_sagemaker_restarts_goes_on_even_if_it_was_told_to_start_anew(uninterrupted, tmp_path):
+def test_a_job_that_sagemaker_restarts_resumes_even_with_ckpt_path_none(uninterrupted, tmp_path):
     job = {"env": ENVIRONMENT | {"TRAINING_JOB_NAME": "job-1"}}
-    killed("--ckpt_path=none", cwd=tmp_path, **job)
+    run_and_kill("--ckpt_path=none", cwd=tmp_path, **job)
     stdout = run_train_warm(*RUN, "--ckpt_path=none", cwd=tmp_path, **job).stdout
     assert "resuming from logs/checkpoints/last-step=21.ckpt, step 21 in epoch 1" in stdout
-    assert_same_end(uninterrupted, tmp_path)
+    assert_same_final_state(uninterrupted, tmp_path)
 
 
-def test_checkpoints_with_times_from_a_clock_that_jumped_are_used_in_their_order(uninterrupted, tmp_path):
-    killed(cwd=tmp_path)
+def test_checkpoints_are_ordered_by_step_not_by_modification_time(uninterrupted, tmp_path):
+    run_and_kill(cwd=tmp_path)
     os.utime(tmp_path / "logs/checkpoints/last-step=21.ckpt", (0, 0))
     assert "last-step=21.ckpt, step 21 in epoch 1" in run_train_warm(*RUN, cwd=tmp_path).stdout
-    assert_same_end(uninterrupted, tmp_path)
+    assert_same_final_state(uninterrupted, tmp_path)
 
 
 @pytest.mark.slow
-def test_with_another_number_of_processes_and_the_same_batch_no_sample_is_lost_or_repeated(tmp_path):
+def test_resuming_on_fewer_processes_loses_and_repeats_no_sample(tmp_path):
     options = ("--data=tiny.Recording", "--data.batch_size=16", "--trainer.devices=2")
-    killed(*options, cwd=tmp_path, step=20, code=128 + signal.SIGTERM)
+    run_and_kill(*options, cwd=tmp_path, step=20, code=128 + signal.SIGTERM)
     stdout = run_train_warm(*RUN, "--data=tiny.Recording", "--data.batch_size=32", cwd=tmp_path).stdout
-    # The ranks read what they have told each other one step later.
+    # A rank learns of the signal of the other one step later.
     assert "resuming from logs/checkpoints/last-step=21.ckpt, step 21 in epoch 1\n" in stdout
     assert "resuming on 1 processes instead of 2, so not bit-exact\n" in stdout
     assert samples(tmp_path, "train", 1) == list(range(500))
 
 
-def test_fewer_epochs_than_a_run_has_done_are_refused(tmp_path):
-    killed(cwd=tmp_path)
+def test_fewer_epochs_than_already_trained_are_rejected(tmp_path):
+    run_and_kill(cwd=tmp_path)
     options = ("--trainer.max_epochs=0", "--ckpt_path=last")
     line = run_train_warm(*RUN, *options, cwd=tmp_path, code=2).stderr
     assert line.startswith("train.py: error: You restored a checkpoint with current_epoch=1, but you have set Trainer(")
 
 
-def test_a_fast_dev_run_leaves_an_interrupted_run_alone(uninterrupted, tmp_path):
-    killed(cwd=tmp_path)
+def test_a_fast_dev_run_does_not_touch_an_interrupted_run(uninterrupted, tmp_path):
+    run_and_kill(cwd=tmp_path)
     assert "resuming" not in run_train_warm(*RUN, "--trainer.fast_dev_run=true", cwd=tmp_path).stdout
     assert "last-step=21.ckpt, step 21 in epoch 1" in run_train_warm(*RUN, cwd=tmp_path).stdout
-    assert_same_end(uninterrupted, tmp_path)
+    assert_same_final_state(uninterrupted, tmp_path)
 
 
-def test_another_number_of_samples_per_step_is_refused(tmp_path):
-    killed(cwd=tmp_path)
+def test_a_different_number_of_samples_per_step_is_rejected(tmp_path):
+    run_and_kill(cwd=tmp_path)
     line = run_train_warm(*RUN, "--data.batch_size=16", cwd=tmp_path, code=2).stderr.splitlines()[-1]
     assert line == (
         "train.py: error: logs/checkpoints/last-step=21.ckpt was saved with 32 samples per step, 16 batches per "
@@ -270,7 +270,7 @@ def test_another_number_of_samples_per_step_is_refused(tmp_path):
 
 @contextlib.contextmanager
 def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
-    """A file system of its own."""
+    """Mounts a small file system at `folder`."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
     if os.getuid() or subprocess.run(mount).returncode:
@@ -283,7 +283,7 @@ def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def training(*options: str, cwd: Path) -> Iterator[tuple[subprocess.Popen, Callable[[], str]]]:
-    """A run in the background, and what it has printed until now."""
+    """Trains in the background; yields the process and a function that returns its output so far."""
     with open(cwd / "log", "w") as log:
         command = [sys.executable, ROOT / "app/train.py", *RUN, *options]
         process = subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT)
@@ -302,7 +302,7 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen, timeo
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_told_and_when_there_is_room_again_the_next_checkpoint_is_written(tmp_path):
+def test_a_full_disk_is_reported_and_saving_is_retried(tmp_path):
     with small_disk(tmp_path / "disk", 1 << 20) as disk:
         fill(disk)
         slow = (*DRILL, "--trainer.callbacks.seconds=0.02", f"--checkpoint.dirpath={disk}", "--model_dir=.")
@@ -330,7 +330,7 @@ def fill(disk: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_folder_that_vanishes_is_made_again(tmp_path):
+def test_a_deleted_checkpoint_folder_is_recreated(tmp_path):
     slow = (*DRILL, "--trainer.callbacks.seconds=0.02", "--trainer.max_epochs=10")
     with training(*slow, cwd=tmp_path) as (process, log):
         wait_until(lambda: "epoch=1 " in log(), process)
@@ -339,7 +339,7 @@ def test_a_checkpoint_folder_that_vanishes_is_made_again(tmp_path):
     assert last_checkpoint(tmp_path / "logs/checkpoints").name == "last-step=160.ckpt"
 
 
-def test_weights_that_are_nan_end_the_run_with_a_checkpoint_from_before(tmp_path):
+def test_non_finite_weights_stop_the_run_and_are_never_saved(tmp_path):
     result = run_train_warm(*RUN, "--optimizer=SGD", "--optimizer.lr=1e38", cwd=tmp_path, code=1)
     line = result.stderr.splitlines()[-1]
     assert re.fullmatch(
@@ -353,7 +353,7 @@ def test_weights_that_are_nan_end_the_run_with_a_checkpoint_from_before(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_hangs_ends_the_others_when_the_time_is_over(tmp_path, rank):
+def test_a_rank_that_hangs_stops_the_others_after_the_timeout(tmp_path, rank):
     options = ("--trainer.devices=2", "--trainer.max_epochs=100000", "--process_group_timeout=20")
     with training(*options, cwd=tmp_path) as (process, log):
         wait_until(lambda: "epoch=1 " in log(), process)
@@ -373,7 +373,7 @@ def test_a_rank_that_hangs_ends_the_others_when_the_time_is_over(tmp_path, rank)
                     os.kill(pid, signal.SIGKILL)
 
 
-def test_what_a_killed_process_leaves_half_written_is_removed(tmp_path):
+def test_a_partially_written_checkpoint_is_removed(tmp_path):
     (tmp_path / "logs/checkpoints").mkdir(parents=True)
     (tmp_path / "logs/checkpoints/last-step=7.ckpt").write_text("half")
     run_train_warm(*RUN, "--trainer.max_epochs=1", cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""What SageMaker says in the environment and files of a container, and what train.py makes of it."""
+"""Tests of how train.py reads the environment and the files of a SageMaker container."""
 
 import json
 import time
@@ -9,7 +9,7 @@ from programs import SYNTHETIC, TINY, run_train, run_train_warm
 from toolkit import sagemaker_environment
 
 
-def test_the_folders_of_the_container_are_defaults_that_options_beat(tmp_path):
+def test_options_override_the_default_folders_of_the_container(tmp_path):
     environment = sagemaker_environment(tmp_path)
     config = yaml.safe_load(run_train_warm("--print_config", cwd=tmp_path, env=environment).stdout)
     assert config["model_dir"] == str(tmp_path / "model")
@@ -17,13 +17,13 @@ def test_the_folders_of_the_container_are_defaults_that_options_beat(tmp_path):
     assert config["logger"]["save_dir"] == str(tmp_path / "output/data/tensorboard")
     assert config["checkpoint"]["dirpath"] == str(tmp_path / "output/data/checkpoints")
 
-    (tmp_path / "checkpoints").mkdir()  # as when the job asks for it
-    # A file from a run on the laptop, say.
+    (tmp_path / "checkpoints").mkdir()  # exists if the job has a checkpoint path
+    # Such as a file from a run on a laptop.
     (tmp_path / "run.yaml").write_text("{model_dir: null, logger: {save_dir: logs, name: mine}}")
     options = ["--config", "run.yaml"]
     config = yaml.safe_load(run_train_warm(*options, "--print_config", "", cwd=tmp_path, env=environment).stdout)
     assert config["model_dir"] == str(tmp_path / "model")
-    assert config["logger"]["save_dir"] == str(tmp_path / "output/data/tensorboard")  # not among checkpoints
+    assert config["logger"]["save_dir"] == str(tmp_path / "output/data/tensorboard")  # not in the checkpoint folder
     assert config["logger"]["name"] == "mine"
 
     options = ["--data.data_dir", "mine", "--model_dir", "null", "--optimizer.weight_decay", "-1e-3"]
@@ -35,7 +35,7 @@ def test_the_folders_of_the_container_are_defaults_that_options_beat(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_host_without_a_name_is_waited_for_and_then_named_in_the_error(tmp_path):
+def test_a_host_that_cannot_be_resolved_is_reported_after_the_timeout(tmp_path):
     environment = sagemaker_environment(tmp_path, SM_HOSTS='["127.0.0.1", "algo-2.invalid"]')
     start = time.monotonic()
     result = run_train(*TINY, *SYNTHETIC, "--process_group_timeout=3", cwd=tmp_path, env=environment, code=2)
@@ -46,13 +46,13 @@ def test_a_host_without_a_name_is_waited_for_and_then_named_in_the_error(tmp_pat
     assert (tmp_path / "output/failure").read_text() == result.stderr.strip()
 
 
-def test_a_number_of_nodes_other_than_that_of_the_hosts_is_refused(tmp_path):
+def test_a_number_of_nodes_different_from_the_number_of_hosts_is_rejected(tmp_path):
     options = (*TINY, *SYNTHETIC, "--trainer.num_nodes=3")
     result = run_train_warm(*options, cwd=tmp_path, env=sagemaker_environment(tmp_path), code=2)
     assert result.stderr.splitlines()[-1] == "train.py: error: --trainer.num_nodes=3: the SageMaker job has 1 hosts"
 
 
-def test_the_checkpoint_folder_is_the_one_that_sagemaker_names(tmp_path):
+def test_the_checkpoint_folder_is_the_local_path_in_sagemakers_config(tmp_path):
     environment = sagemaker_environment(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "input/config").mkdir(parents=True)

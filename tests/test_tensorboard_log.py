@@ -1,4 +1,4 @@
-"""TensorBoard's log of a run that is interrupted, or that has several processes."""
+"""Tests of the TensorBoard log of interrupted runs, failed runs, and runs of several processes."""
 
 import shutil
 import signal
@@ -13,29 +13,31 @@ LOG = Path("logs/tensorboard/tutorial")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_there", [True, False], ids=["in its folder", "in a folder that is lost"])
+@pytest.mark.parametrize("keeps_log", [True, False], ids=["in its folder", "in a folder that is lost"])
 @pytest.mark.parametrize("signum, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)])
-def test_the_log_of_an_interrupted_run_is_that_of_one_without_interruption(tmp_path, signum, code, is_there):
+def test_the_log_of_an_interrupted_run_equals_that_of_an_uninterrupted_run(tmp_path, signum, code, keeps_log):
     options = (*TINY, *SYNTHETIC, "--trainer.log_every_n_steps=3", "--resume.every_n_steps=5")
     options += ("--logger.flush_secs=100",)
-    for name in ("whole", "interrupted"):
+    for name in ("uninterrupted", "interrupted"):
         (tmp_path / name).mkdir()
-    run_train_warm(*options, cwd=tmp_path / "whole")
+    run_train_warm(*options, cwd=tmp_path / "uninterrupted")
     drill = ("--trainer.callbacks=tiny.Drill", "--trainer.callbacks.file=step", "--trainer.callbacks.step=23")
     drill += ("--trainer.callbacks.hook=on_train_batch_end", f"--trainer.callbacks.signum={signum.value}")
     stderr = run_train_warm(*options, *drill, cwd=tmp_path / "interrupted", code=code).stderr
     assert "Traceback" not in stderr
-    if not is_there:
+    if not keeps_log:
         shutil.rmtree(tmp_path / "interrupted" / LOG)
     assert "resuming from" in run_train_warm(*options, cwd=tmp_path / "interrupted").stdout
     assert [path.name for path in (tmp_path / "interrupted" / LOG).iterdir()] == ["version_0"]
-    whole, interrupted = (scalars(tmp_path / name / LOG / "version_0") for name in ("whole", "interrupted"))
-    for series in (whole, interrupted):
+    uninterrupted, interrupted = (
+        scalars(tmp_path / name / LOG / "version_0") for name in ("uninterrupted", "interrupted")
+    )
+    for series in (uninterrupted, interrupted):
         series["images_per_second"] = [step for step, _ in series["images_per_second"]]
-    assert whole == interrupted
+    assert uninterrupted == interrupted
 
 
-def test_a_log_goes_on_in_its_folder_unless_a_person_names_another(tmp_path):
+def test_a_resumed_log_keeps_its_folder_unless_a_version_is_passed(tmp_path):
     first = TensorBoardLog(str(tmp_path), name="tutorial")
     first.log_metrics({"loss": 1.0}, 0)
     state = first.state_dict()
@@ -46,7 +48,7 @@ def test_a_log_goes_on_in_its_folder_unless_a_person_names_another(tmp_path):
 
 
 @pytest.mark.slow
-def test_of_two_processes_one_writes(tmp_path):
+def test_only_one_of_two_processes_writes_the_log(tmp_path):
     run_train(*TINY, *SYNTHETIC, "--trainer.devices=2", cwd=tmp_path)
     names = sorted(path.name for path in (tmp_path / LOG / "version_0").iterdir())
     kinds = [name.split(".")[0] for name in names]
@@ -54,6 +56,6 @@ def test_of_two_processes_one_writes(tmp_path):
     assert len({name.split(".")[-2] for name in names if "events" in name}) == 1  # process ID
 
 
-def test_a_training_that_fails_leaves_its_log(tmp_path):
+def test_a_failed_run_leaves_its_log(tmp_path):
     run_train_warm(*TINY, *SYNTHETIC, "--trainer.callbacks=tiny.Fail", cwd=tmp_path, code=1)
     assert [step for step, _ in scalars(tmp_path / LOG / "version_0")["val_loss"]] == [15]

@@ -1,4 +1,4 @@
-"""What a person sees who trains: the program as a process, on small data."""
+"""Tests of train.py as a process on small data: its output, files, options and results."""
 
 import json
 import os
@@ -34,12 +34,12 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, str]:
-    """The folder and the output of a run of two epochs."""
+    """Trains for two epochs and returns the folder and the output of the run."""
     directory = tmp_path_factory.mktemp("finished")
     return directory, run_train_warm(*TINY_RUN, "--trainer.log_every_n_steps=5", cwd=directory).stdout
 
 
-def test_a_run_writes_model_checkpoints_logs_and_nothing_else(finished):
+def test_a_run_writes_only_model_checkpoints_and_logs(finished):
     directory, _ = finished
     files = [str(path.relative_to(directory)) for path in sorted(directory.rglob("*")) if path.is_file()]
     expected = [
@@ -57,7 +57,7 @@ def test_a_run_writes_model_checkpoints_logs_and_nothing_else(finished):
     assert all(re.fullmatch(*pair) for pair in zip(expected, files, strict=True))
 
 
-def test_a_log_has_one_line_per_epoch_and_no_bar(finished):
+def test_the_output_has_one_line_per_epoch_and_no_progress_bar(finished):
     _, output = finished
     pattern = (
         r"epoch=\d+ step=\d+ train_loss=\d\S+ train_acc=[\d.]+ val_loss=\d\S+ val_acc=[\d.]+ images_per_second=[\d.]+"
@@ -68,7 +68,7 @@ def test_a_log_has_one_line_per_epoch_and_no_bar(finished):
     assert "\r" not in output
 
 
-def test_the_summary_names_accuracy_files_and_the_command_that_shows_them(finished):
+def test_the_summary_names_the_accuracy_the_files_and_the_tensorboard_command(finished):
     _, output = finished
     for pattern in (
         r"test accuracy +[\d.]+% on synthetic images, not CIFAR-10",
@@ -115,7 +115,7 @@ def test_tensorboard_serves_the_curves_over_http(finished):
         server.wait()
 
 
-def test_the_saved_config_repeats_the_run_to_the_last_bit(finished, tmp_path):
+def test_the_saved_config_reproduces_the_run_bit_for_bit(finished, tmp_path):
     directory, output = finished
     config = directory / "logs/tensorboard/tutorial/version_0/config.yaml"
     repeated = run_train_warm(f"--config={config}", cwd=tmp_path).stdout
@@ -124,14 +124,14 @@ def test_the_saved_config_repeats_the_run_to_the_last_bit(finished, tmp_path):
     assert [line["val_loss"] for line in epoch_lines(repeated)] == [line["val_loss"] for line in epoch_lines(output)]
 
 
-def test_another_seed_gives_another_network(finished, tmp_path):
+def test_a_different_seed_gives_a_different_network(finished, tmp_path):
     directory, _ = finished
     run_train_warm(*TINY_RUN, "--seed_everything=1", cwd=tmp_path)
     first, second = weights(directory / "logs/checkpoints"), weights(tmp_path / "logs/checkpoints")
     assert not torch.equal(first["2.weight"], second["2.weight"])
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(finished, tmp_path):
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_run(finished, tmp_path):
     directory, output = finished
     run_train_warm(*TINY_RUN, "--trainer.max_epochs=1", cwd=tmp_path)
     resumed = run_train_warm(*TINY_RUN, "--ckpt_path=last", cwd=tmp_path).stdout
@@ -142,7 +142,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(finished, t
 
 
 def test_the_best_checkpoint_by_validation_loss_is_tested_and_exported(tmp_path):
-    # A learning rate that jumps spoils the second epoch.
+    # The learning rate jumps, so that the second epoch is worse.
     schedule = ("--lr_scheduler=MultiStepLR", "--lr_scheduler.milestones=[1]", "--lr_scheduler.gamma=1e6")
     output = run_train_warm(*TINY_RUN, *schedule, cwd=tmp_path).stdout
     first, second = epoch_lines(output)
@@ -152,7 +152,7 @@ def test_the_best_checkpoint_by_validation_loss_is_tested_and_exported(tmp_path)
     assert all(torch.equal(checkpoint["state_dict"][f"network.{name}"], exported[name]) for name in exported)
 
 
-def test_a_scheduler_steps_every_step_where_asked(tmp_path):
+def test_a_scheduler_with_interval_step_steps_after_each_batch(tmp_path):
     schedule = ("--lr_scheduler=OneCycleLR", "--lr_scheduler.max_lr=0.01", "--lr_scheduler.total_steps=32")
     run_train_warm(*TINY_RUN, *schedule, "--lr_scheduler_interval=step", "--trainer.log_every_n_steps=1", cwd=tmp_path)
     rates = [value for _, value in scalars(tmp_path / "logs/tensorboard/tutorial/version_0")["lr-Adam"]]
@@ -162,15 +162,15 @@ def test_a_scheduler_steps_every_step_where_asked(tmp_path):
     assert rates[-1] == pytest.approx(0.01 / 25 / 1e4, rel=1e-3)
 
 
-def test_a_limit_of_1_is_one_batch_and_of_1_0_all_of_them(tmp_path):
+def test_a_limit_of_1_is_one_batch_and_1_0_is_all_batches(tmp_path):
     limits = ("--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1.0", "--trainer.limit_test_batches=0.5")
     config = yaml.safe_load(run_train_warm(*limits, "--print_config", cwd=tmp_path).stdout)
     found = [config["trainer"][f"limit_{stage}_batches"] for stage in ("train", "val", "test")]
     assert [repr(limit) for limit in found] == ["1", "1.0", "0.5"]
 
 
-def test_the_loss_is_that_of_the_images_however_many_batches_make_a_step(tmp_path):
-    # Weights that stay as they are have the same loss on all images.
+def test_the_train_loss_is_the_mean_over_images_with_gradient_accumulation(tmp_path):
+    # Without updates, all batches have about the same loss.
     output = run_train_warm(*TINY_RUN, "--optimizer.lr=0", "--trainer.accumulate_grad_batches=4", cwd=tmp_path).stdout
     first, _ = epoch_lines(output)
     assert first["step"] == 4
@@ -188,7 +188,7 @@ def test_a_terminal_shows_a_progress_bar(tmp_path):
     while True:
         try:
             output += os.read(terminal, 1 << 16)
-        except OSError:  # the program has ended
+        except OSError:  # the program has exited
             break
     assert process.wait() == 0
     assert b"Epoch 1" in output
@@ -198,7 +198,7 @@ def test_a_terminal_shows_a_progress_bar(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_with_the_double_batch(tmp_path):
+def test_two_processes_train_like_one_with_twice_the_batch_size(tmp_path):
     outputs = []
     for num_processes in (1, 2):
         directory = tmp_path / str(num_processes)
@@ -215,12 +215,12 @@ def test_two_processes_train_as_one_with_the_double_batch(tmp_path):
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
 
 
-def test_resnet18_is_the_default_and_its_weights_load_into_torchvisions_network(tmp_path):
+def test_the_default_network_exports_weights_for_torchvisions_resnet18(tmp_path):
     run_train_warm(*SYNTHETIC, "--trainer.limit_train_batches=2", "--trainer.max_epochs=1", cwd=tmp_path)
     torchvision.models.resnet18(num_classes=10).load_state_dict(weights(tmp_path / "logs/checkpoints"))
 
 
-def test_the_exported_weights_in_a_fresh_network_give_the_accuracy_that_was_printed(finished):
+def test_exported_weights_in_a_new_network_give_the_printed_accuracy(finished):
     directory, output = finished
     module = SyntheticCIFAR10DataModule(num_train_images=601, num_test_images=101, val_split=101)
     module.setup()

@@ -1,4 +1,4 @@
-"""The largest memory of runs of train.py on all images, with validation, test, checkpoints and export."""
+"""Measures the peak memory of train.py on all images, with validation, test, checkpoints and export."""
 
 import re
 import subprocess
@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from measuring import DATA, DEVICES, ROOT, Result, train_py
+from measuring import DATA, DEVICES, ROOT, Result, train_command
 
 RUNS = {
     "ResNet-18, batch 32": ["--trainer.limit_train_batches=50", "--trainer.limit_val_batches=10"],
@@ -16,12 +16,14 @@ RUNS = {
 
 
 def peak(options: list[str], device: str) -> tuple[float, float]:
-    """GB of the process, and on its GPU, of a run of two epochs."""
+    """Trains for two epochs and returns the peak memory of the process and of its GPU, in GB."""
     with tempfile.TemporaryDirectory() as folder:
-        places = [f"--checkpoint.dirpath={folder}", f"--logger.save_dir={folder}"]
-        how = ["--trainer.callbacks=peak.PrintPeak", "--trainer.max_epochs=2", "--trainer.limit_test_batches=5"]
+        paths = [f"--checkpoint.dirpath={folder}", f"--logger.save_dir={folder}"]
+        limits = ["--trainer.callbacks=peak.PrintPeak", "--trainer.max_epochs=2", "--trainer.limit_test_batches=5"]
         device = [f"--trainer.accelerator={device}", "--trainer.devices=1"]
-        result = subprocess.run(**train_py(*options, *DATA, *places, *how, *device), capture_output=True, text=True)
+        result = subprocess.run(
+            **train_command(*options, *DATA, *paths, *limits, *device), capture_output=True, text=True
+        )
     if result.returncode:
         sys.exit(result.stderr)
     return tuple(int(number) / 1e9 for number in re.search(r"peak memory: (\d+) (\d+)", result.stdout).groups())
@@ -36,6 +38,4 @@ def measure_memory() -> Iterator[Result]:
             if device == "cpu":
                 yield Result(f"{name}, cpu: peak memory", of_process, "GB", most=2)
             else:
-                yield Result(
-                    f"{name}, gpu: peak memory on it", of_gpu, "GB", most=2, details={"process GB": of_process}
-                )
+                yield Result(f"{name}, gpu: peak GPU memory", of_gpu, "GB", most=2, details={"process GB": of_process})

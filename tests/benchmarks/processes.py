@@ -1,6 +1,6 @@
-"""Two DDP processes of one thread each beside one process of two threads, with the same global batch.
+"""Compares two DDP processes of one thread each with one process of two threads, at the same global batch size.
 
-What more hosts would give is calculated from the bytes that a step sends.
+The efficiency on more hosts is not measured but calculated from the bytes that a step sends.
 """
 
 import re
@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 from fast import FastNet
-from measuring import DATA, ROOT, SKIPPED, Result, in_turns, seconds_per_step, train_py
+from measuring import DATA, NUM_WARMUP_STEPS, ROOT, Result, interleave, seconds_per_step, train_command
 from other_hosts import FLOPS, FLOPS_16, bytes_sent, communication_seconds, efficiency
 from resnet import ResNet18
 from torch.nn.functional import cross_entropy
@@ -20,20 +20,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 NUM_STEPS, NUM_ROUNDS = 20, 2
 RECIPE = [f"--config={ROOT}/app/fast.yaml"]
-TASKS = {"ResNet-18": (128, []), "recipe": (512, RECIPE)}  # with the global batch
-SHARES = (0.45, 0.3, 0.25)  # of the recipe's steps, with images of each of its sizes
+TASKS = {"ResNet-18": (128, []), "recipe": (512, RECIPE)}  # global batch size and options
+SHARES = (0.45, 0.3, 0.25)  # of the recipe's steps, for each of its resolutions
 
 
 def time_steps(options: list[str], batch_size: int, num_processes: int, num_threads: int) -> list[float]:
-    """Seconds of each step of `python app/train.py`."""
+    """Runs `python app/train.py` and returns the seconds of each step."""
     with tempfile.TemporaryDirectory() as folder:
-        limits = ["--trainer.max_epochs=1", f"--trainer.limit_train_batches={SKIPPED + NUM_STEPS}"]
+        limits = ["--trainer.max_epochs=1", f"--trainer.limit_train_batches={NUM_WARMUP_STEPS + NUM_STEPS}"]
         limits += ["--trainer.limit_val_batches=0", "--trainer.limit_test_batches=1"]
-        places = [f"--checkpoint.dirpath={folder}", f"--logger.save_dir={folder}"]
+        paths = [f"--checkpoint.dirpath={folder}", f"--logger.save_dir={folder}"]
         sizes = [f"--trainer.devices={num_processes}", f"--data.batch_size={batch_size // num_processes}"]
-        options = [*options, *DATA, *limits, *places, *sizes]
+        options = [*options, *DATA, *limits, *paths, *sizes]
         options += ["--trainer.accelerator=cpu", "--trainer.callbacks=measuring.PrintSteps"]
-        command = train_py(*options, OMP_NUM_THREADS=str(num_threads))
+        command = train_command(*options, OMP_NUM_THREADS=str(num_threads))
         result = subprocess.run(**command, capture_output=True, text=True)
     if result.returncode:
         sys.exit(result.stderr)
@@ -44,7 +44,7 @@ def measure_processes() -> Iterator[Result]:
     for name, (batch_size, options) in TASKS.items():
         run = partial(time_steps, options, batch_size)
         alternatives = {"one process": partial(run, 1, 2), "two processes": partial(run, 2, 1)}
-        rounds = in_turns(alternatives, NUM_ROUNDS)
+        rounds = interleave(alternatives, NUM_ROUNDS)
         speeds = {f"{kind}, images/s": batch_size / seconds_per_step(each) for kind, each in rounds.items()}
         one, two = speeds.values()
         yield Result(f"{name}, batch {batch_size}: speed of two processes", two / one, least=0.9, details=speeds)
@@ -57,18 +57,18 @@ def measure_exact() -> Iterator[Result]:
             strategy: partial(time_steps, [*options, f"--trainer.strategy={strategy}"], batch_size, 2, 1)
             for strategy in ("ddp", "ddp_exact")
         }
-        rounds = in_turns(alternatives, NUM_ROUNDS)
+        rounds = interleave(alternatives, NUM_ROUNDS)
         ms = {f"{kind} ms": seconds_per_step(each) * 1000 for kind, each in rounds.items()}
         ddp, exact = ms.values()
-        yield Result(f"{name}, batch {batch_size}: speed of ddp_exact, of ddp's", ddp / exact, details=ms)
+        yield Result(f"{name}, batch {batch_size}: speed of ddp_exact compared with ddp", ddp / exact, details=ms)
 
 
 def calculate() -> Iterator[Result]:
-    """Nothing of this is measured. Computing takes as long as at a T4's full stated speed, so it is the least."""
+    """Yields calculated results. They assume a T4's peak FLOPS, so the efficiency is a lower bound."""
     for name, model, batch_size, flops in ("ResNet-18", ResNet18(), 128, FLOPS), ("recipe", FastNet(), 512, FLOPS_16):
         num_parameters = sum(weight.numel() for weight in model.network.parameters() if weight.requires_grad)
         yield Result(f"CALCULATED {name}: sent per step by each of 2", bytes_sent(num_parameters, 2) / 1e6, "MB")
-        sizes = zip(getattr(model, "sizes", [32]), SHARES if name == "recipe" else [1], strict=True)
+        sizes = zip(getattr(model, "resolutions", [32]), SHARES if name == "recipe" else [1], strict=True)
         computing = sum(share * num_flops(model.network, size) for size, share in sizes) * batch_size / flops
         for num_hosts in 1, 2, 4, 8:
             communication = communication_seconds(num_parameters, num_hosts)
@@ -79,7 +79,7 @@ def calculate() -> Iterator[Result]:
 
 
 def num_flops(network: torch.nn.Module, size: int) -> float:
-    """Of a step, for each image of `size` by `size` pixels."""
+    """Returns the FLOPs of a training step per image of `size` x `size` pixels."""
     with FlopCounterMode(display=False) as counter:
         cross_entropy(network(torch.zeros(2, 3, size, size)), torch.zeros(2, dtype=torch.int64)).backward()
     return counter.get_total_flops() / 2

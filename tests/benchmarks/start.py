@@ -1,4 +1,4 @@
-"""Seconds until a program does what it was started for, beside those of importing what it needs."""
+"""Measures the startup time of the programs, compared with the time of their imports."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from measuring import DATA, ROOT, Result, in_turns, train_py
+from measuring import DATA, ROOT, Result, interleave, train_command
 
 ACCOUNT = "123456789012"
 CLOUD = ["--instance_type=ml.g4dn.12xlarge", "--instance_count=2", f"--role=arn:aws:iam::{ACCOUNT}:role/sagemaker"]
@@ -23,7 +23,7 @@ def python(*arguments: str, cwd: str = ".") -> dict[str, Any]:
 
 
 def seconds_to_end(*commands: dict[str, Any]) -> float:
-    """Of all these commands, which run at the same time."""
+    """Runs the commands at the same time and returns the seconds until all have exited."""
     start = perf_counter()
     processes = [subprocess.Popen(**command, **QUIET) for command in commands]
     for process in processes:
@@ -34,26 +34,26 @@ def seconds_to_end(*commands: dict[str, Any]) -> float:
 
 def seconds_to_first_step() -> float:
     with tempfile.TemporaryDirectory() as folder:
-        command = train_py(*DATA, f"--checkpoint.dirpath={folder}", f"--logger.save_dir={folder}")
+        command = train_command(*DATA, f"--checkpoint.dirpath={folder}", f"--logger.save_dir={folder}")
         start = perf_counter()
         with subprocess.Popen(**command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-            is_there = any(line.startswith("training in") for line in process.stdout)
+            has_started = any(line.startswith("training in") for line in process.stdout)
             seconds = perf_counter() - start
             process.kill()
-    return seconds if is_there else sys.exit(f"{process.args} failed")
+    return seconds if has_started else sys.exit(f"{process.args} failed")
 
 
 def measure_start() -> Iterator[Result]:
-    # The launcher lets train.py check its options while it imports the SDK.
+    # The launcher imports the SDK while train.py checks its options in a second process.
     imports = python("-c", "import sagemaker.pytorch"), python("-c", "import train", cwd="app")
     alternatives = {
         "torch and Lightning": partial(seconds_to_end, python("-c", "import torch, pytorch_lightning")),
-        "--help": partial(seconds_to_end, train_py("--help")),
+        "--help": partial(seconds_to_end, train_command("--help")),
         "first step": seconds_to_first_step,
         "the SDK and train.py": partial(seconds_to_end, *imports),
         "--dry_run": partial(seconds_to_end, python("run_sagemaker.py", *CLOUD)),
     }
-    seconds = {name: median(rounds) for name, rounds in in_turns(alternatives, 3).items()}
+    seconds = {name: median(rounds) for name, rounds in interleave(alternatives, 3).items()}
     for name, program, base, most in (
         ("--help", "app/train.py --help", "torch and Lightning", 1.3),
         ("first step", "app/train.py, to the first step", "torch and Lightning", 2),
@@ -61,5 +61,5 @@ def measure_start() -> Iterator[Result]:
     ):
         details = {"seconds": seconds[name], f"importing {base}": seconds[base]}
         yield Result(
-            f"{program}: seconds, of those of the imports", seconds[name] / seconds[base], most=most, details=details
+            f"{program}: time compared with the imports", seconds[name] / seconds[base], most=most, details=details
         )

@@ -1,4 +1,4 @@
-"""Milliseconds of a training step of train.py, beside those of a bare loop and of a stock Trainer."""
+"""Measures training steps of train.py, compared with a plain loop and a stock Trainer."""
 
 import tempfile
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fast import FastNet
-from measuring import DEVICES, ROOT, SKIPPED, Clock, Images, Result, in_turns, seconds_per_step
-from our_trainer import Linear, back_to_normal, time_ours
+from measuring import DEVICES, NUM_WARMUP_STEPS, ROOT, Clock, Images, Result, interleave, seconds_per_step
+from our_trainer import Linear, restore_process_state, time_train_py
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -24,7 +24,7 @@ from torchmetrics import Accuracy
 
 @dataclass
 class Task:
-    """What train.py trains with these options, for those who train it otherwise."""
+    """A training task: the options for train.py, and the same settings for the alternatives."""
 
     name: str
     model_class: type[Classifier]
@@ -47,12 +47,12 @@ def recipe(device: str) -> Task:
     precision = "bf16-mixed" if supported_precision("bf16-mixed", device) == "bf16-mixed" else "32-true"
     options = [f"--config={ROOT}/app/fast.yaml", f"--trainer.precision={precision}"]
     data = {"batch_size": 512, "val_split": 0, "padding": 2, "alternate_flips": True}
-    # With those that are not timed, 40 steps, during which images grow as in a whole run.
+    # 40 steps including the warm-up steps, during which the resolution grows as in a whole run.
     return Task("recipe, batch 512", FastNet, options, data, 35, precision, num_rounds=5)
 
 
 class StockMixin:
-    """Logs in each step, as most people write it, optimizes as train.yaml says, and writes down the time."""
+    """Logs in each step, as is usual, with the optimizer of train.yaml and a clock."""
 
     def __init__(self):
         super().__init__()
@@ -73,7 +73,7 @@ class StockMixin:
 
 
 class SumsMixin:
-    """Adds up losses and correct answers on the device instead of logging them, to show what `self.log` costs."""
+    """Sums losses and correct predictions on the device instead of logging them, to measure the cost of `self.log`."""
 
     def log(self, *_: Any, **__: Any) -> None:
         pass
@@ -101,24 +101,24 @@ class FastNetWithSums(SumsMixin, FastNet):
 
 
 def time_stock(task: Task, device: str) -> list[float]:
-    """Seconds of each step of a Trainer with Lightning's own logger and checkpoints."""
+    """Trains with a stock Trainer, its logger and its checkpoints, and returns the seconds of each step."""
     model = type("Stock", (StockMixin, task.model_class), {})()
     with tempfile.TemporaryDirectory() as folder:
-        limits = {"max_epochs": 1, "limit_train_batches": SKIPPED + task.num_steps, "limit_val_batches": 0}
+        limits = {"max_epochs": 1, "limit_train_batches": NUM_WARMUP_STEPS + task.num_steps, "limit_val_batches": 0}
         quiet = {"enable_progress_bar": False, "enable_model_summary": False}
         parts = {"logger": TensorBoardLogger(folder), "callbacks": [ModelCheckpoint(folder), model.clock]}
-        every = 10 if task.model_class is FastNet else 50  # as train.py logs
-        how = {"accelerator": device, "devices": 1, "precision": task.precision, "log_every_n_steps": every}
-        Trainer(deterministic="warn", **how, **parts, **limits, **quiet).fit(model, Images(**task.data))
-    back_to_normal()
+        every = 10 if task.model_class is FastNet else 50  # as in train.py
+        run_on = {"accelerator": device, "devices": 1, "precision": task.precision, "log_every_n_steps": every}
+        Trainer(deterministic="warn", **run_on, **parts, **limits, **quiet).fit(model, Images(**task.data))
+    restore_process_state()
     return model.clock.seconds()
 
 
 def time_loop(task: Task, device: str) -> list[float]:
-    """Seconds of each step of the loop that one would write without Trainer, with the same batches and sums."""
+    """Trains in a plain loop with the same batches and metrics, and returns the seconds of each step."""
     module, model = Images(**task.data), task.model_class()
     module.setup()
-    num_steps, target = SKIPPED + task.num_steps, torch.device("cuda" if device == "gpu" else "cpu")
+    num_steps, target = NUM_WARMUP_STEPS + task.num_steps, torch.device("cuda" if device == "gpu" else "cpu")
     optimizer, schedule = prepare(model.to(target), module, num_steps)
     network, clock, sums = model.network.train(), Clock(), torch.zeros(2, device=target)
     for step, indices in enumerate(islice(module.train_dataloader(), num_steps)):
@@ -143,10 +143,10 @@ def time_loop(task: Task, device: str) -> list[float]:
 
 
 def prepare(model: Classifier, module: Images, num_steps: int) -> tuple:
-    """The optimizer and the schedule, if there is one."""
+    """Returns the optimizer and the learning rate schedule, or None."""
     if not isinstance(model, FastNet):
         return torch.optim.Adam(model.parameters(), lr=0.001), None
-    # What the recipe asks Trainer for.
+    # The attributes of Trainer that the recipe reads.
     model.trainer = SimpleNamespace(datamodule=module, world_size=1, estimated_stepping_batches=num_steps)
     model.setup("fit")
     config = model.configure_optimizers()
@@ -165,25 +165,27 @@ def measure_recipe() -> Iterator[Result]:
 
 
 def compare(task: Task, device: str) -> Iterator[Result]:
-    how = task.num_steps, device
+    run_on = task.num_steps, device
     alternatives = {
         "loop": partial(time_loop, task, device),
         "stock": partial(time_stock, task, device),
         "sums": partial(
-            time_ours, [*task.options, f"--model=benchmarks.steps.{task.model_class.__name__}WithSums"], *how
+            time_train_py, [*task.options, f"--model=benchmarks.steps.{task.model_class.__name__}WithSums"], *run_on
         ),
-        "ours": partial(time_ours, task.options, *how),
+        "ours": partial(time_train_py, task.options, *run_on),
     }
-    seconds = {name: seconds_per_step(rounds) for name, rounds in in_turns(alternatives, task.num_rounds).items()}
+    seconds = {name: seconds_per_step(rounds) for name, rounds in interleave(alternatives, task.num_rounds).items()}
     ms = {f"{name} ms": value * 1000 for name, value in seconds.items()}
     where = f"{task.name}, {device}"
     if task.model_class is Linear:
         added = ms["ours ms"] - ms["loop ms"]
-        yield Result(f"{where}: added to a loop's step", added, "ms", most=1, details=ms)
+        yield Result(f"{where}: step time added to a plain loop", added, "ms", most=1, details=ms)
     else:
         least = 0.98 if device == "cpu" else 0.95
-        yield Result(f"{where}: speed, of a loop's", seconds["loop"] / seconds["ours"], least=least, details=ms)
+        yield Result(
+            f"{where}: speed compared with a plain loop", seconds["loop"] / seconds["ours"], least=least, details=ms
+        )
     added = ms["ours ms"] - ms["sums ms"]
-    yield Result(f"{where}: added by self.log in each step", added, "ms", most=1)
-    # What is far less than the steps differ from run to run is not slower.
-    yield Result(f"{where}: speed, of a stock Trainer's", seconds["stock"] / seconds["ours"], least=0.99)
+    yield Result(f"{where}: step time added by self.log", added, "ms", most=1)
+    # The target is below 1 because runs differ by about a percent.
+    yield Result(f"{where}: speed compared with a stock Trainer", seconds["stock"] / seconds["ours"], least=0.99)

@@ -1,4 +1,4 @@
-"""Seven kinds of glyphs, grey, 28 by 28 pixels, noisy and moved by a few pixels."""
+"""A synthetic dataset: noisy grey glyphs of seven classes, 28 x 28 pixels, shifted by a few pixels."""
 
 from pathlib import Path
 
@@ -31,16 +31,16 @@ class GlyphDataModule(LightningDataModule):
         self.save_hyperparameters()
 
     def prepare_data(self) -> None:
-        """Makes the files, where others would download them."""
+        """Generates the files; other projects would download them."""
         root = Path(self.hparams.root)
         if (root / "test.pt").exists():
             return
         root.mkdir(parents=True, exist_ok=True)
-        numbers = torch.Generator().manual_seed(7)
-        glyphs = torch.rand(7, 1, 28, 28, generator=numbers)
+        generator = torch.Generator().manual_seed(7)
+        glyphs = torch.rand(7, 1, 28, 28, generator=generator)
         for name, size in ("train", 700), ("test", 140):
-            labels = torch.randint(7, (size,), generator=numbers)
-            images = (glyphs[labels] + 0.5 * torch.randn(size, 1, 28, 28, generator=numbers)).clamp(0, 1)
+            labels = torch.randint(7, (size,), generator=generator)
+            images = (glyphs[labels] + 0.5 * torch.randn(size, 1, 28, 28, generator=generator)).clamp(0, 1)
             torch.save((images, labels), root / f"{name}.pt")
 
     def setup(self, stage: str) -> None:

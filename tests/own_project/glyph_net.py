@@ -1,4 +1,4 @@
-"""Two networks that tell glyphs apart."""
+"""Two networks that classify glyphs."""
 
 import torch
 from pytorch_lightning import LightningModule
@@ -8,7 +8,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 
 class GlyphNet(LightningModule):
-    """Whose optimizer the command line chooses."""
+    """A classifier without `configure_optimizers`: the command line chooses the optimizer."""
 
     def __init__(self, width: int = 16, dropout: float = 0.2):
         super().__init__()
@@ -44,7 +44,7 @@ class GlyphNet(LightningModule):
 
 
 class ScheduledGlyphNet(GlyphNet):
-    """Which brings its own optimizer and schedules: a warm-up in steps, then less when validation says so."""
+    """A classifier with its own optimizer and schedules: warm-up per step, and ReduceLROnPlateau per epoch."""
 
     def __init__(self, width: int = 16, dropout: float = 0.2, lr: float = 0.01):
         super().__init__(width, dropout)

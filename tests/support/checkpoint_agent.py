@@ -1,4 +1,4 @@
-"""SageMaker's agent that copies checkpoints, without SageMaker: a folder plays their path in S3."""
+"""A simulation of SageMaker's checkpoint agent, which copies to a folder instead of S3."""
 
 import contextlib
 import random
@@ -7,42 +7,42 @@ import time
 from pathlib import Path
 from threading import Event, Thread
 
-MAX_GROWTHS = 10  # intervals in which one file has grown, after which the agent gives up
+MAX_GROWTHS = 10  # number of intervals in which a file grows, after which the agent gives up
 
 
 class CheckpointAgent:
-    """The agent of one host, which has copied everything from `store` to `folder` before the host starts.
+    """The agent of one host. It copies `store` to `folder` before the host starts, and changes back while it runs.
 
-    It knows nothing of how files are written. What has changed it copies part by part, opening the file for each, up to
-    the size that it has seen; S3 has the new file once all parts are there. What is deleted it deletes. Now and then
-    it takes its time. At a file that keeps growing it stops for good, without a word.
+    The agent does not know when a file is complete. It copies a changed file in parts, opening it for each part, up to
+    the size that it saw first; the new file appears in the store once all parts are read. It also copies deletions.
+    Some copies are slow. At a file that keeps growing, the agent stops for good without an error.
 
     Args:
-        folder: The host's checkpoint folder, which it makes.
-        store: What it is copied to.
-        is_gone: A file that appears when the host vanishes, at which the agent leaves things as they are.
-        seconds: How long it takes when it takes its time.
-        growth_seconds: The intervals in which it looks whether a file still grows; one is written in less than ten.
+        folder: The checkpoint folder of the host; created if missing.
+        store: The folder that stands for the checkpoint path in S3.
+        gone_file: A file that appears when the host is lost; the agent then stops copying at once.
+        seconds: The longest delay of a slow copy.
+        growth_seconds: The interval between checks for growth; a file must be written within ten of them.
     """
 
-    def __init__(self, folder: Path, store: Path, is_gone: Path, seconds: float = 1.0, growth_seconds: float = 1.0):
-        self.folder, self.store, self.is_gone, self.seconds = folder, store, is_gone, seconds
+    def __init__(self, folder: Path, store: Path, gone_file: Path, seconds: float = 1.0, growth_seconds: float = 1.0):
+        self.folder, self.store, self.gone_file, self.seconds = folder, store, gone_file, seconds
         self.growth_seconds = growth_seconds
         self.gave_up_at = ""
-        self._numbers = random.Random(0)
-        self._end = Event()
+        self._rng = random.Random(0)
+        self._finishing = Event()
         self._growths: dict[str, set[int]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.fetch()
-        self._copied = self._look()
+        self._copied = self._scan()
         self._thread = Thread(target=self._work, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def finish(self) -> None:
-        """Lets it copy what is there, unless the host has vanished, and ends it."""
-        self._end.set()
+        """Copies the remaining changes, unless the host is lost, and stops the agent."""
+        self._finishing.set()
         self._thread.join(60)
         assert not self._thread.is_alive()
 
@@ -56,8 +56,8 @@ class CheckpointAgent:
     def delete(self, name: str) -> None:
         (self.store / name).unlink(missing_ok=True)
 
-    def _look(self) -> dict[str, tuple[int, int]]:
-        """Size and time of each file."""
+    def _scan(self) -> dict[str, tuple[int, int]]:
+        """Returns the size and modification time of each file by name."""
         states = {}
         for path in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -66,13 +66,13 @@ class CheckpointAgent:
         return states
 
     def _work(self) -> None:
-        while not self.is_gone.exists() and not self.gave_up_at:
-            is_last, seen = self._end.is_set(), self._look()
+        while not self.gone_file.exists() and not self.gave_up_at:
+            is_last, seen = self._finishing.is_set(), self._scan()
             for name in self._copied.keys() - seen.keys():
                 self.delete(name)
                 del self._copied[name]
             changed = [name for name in seen if self._copied.get(name) != seen[name]]
-            self._numbers.shuffle(changed)
+            self._rng.shuffle(changed)
             for name in changed:
                 if name in self._copied and seen[name][0] > self._copied[name][0]:
                     growths = self._growths.setdefault(name, set())
@@ -87,19 +87,19 @@ class CheckpointAgent:
             time.sleep(0.01)
 
     def _copy(self, name: str, size: int) -> bool:
-        """Whether the store has the file now."""
+        """Copies a file and returns whether the store has it."""
         parts, part_size = [], max(4096, size // 8)
-        slow_part = self._numbers.randrange(24)  # one of the eight in a third of the copies
+        slow_part = self._rng.randrange(24)  # in a third of the copies, one of the eight parts
         for number, start in enumerate(range(0, size, part_size)):
-            if number == slow_part and not self._end.is_set():
-                self._end.wait(self._numbers.uniform(0, self.seconds))
+            if number == slow_part and not self._finishing.is_set():
+                self._finishing.wait(self._rng.uniform(0, self.seconds))
             try:
                 with open(self.folder / name, "rb") as file:
                     file.seek(start)
                     parts.append(file.read(min(part_size, size - start)))
             except FileNotFoundError:
                 return False
-            if self.is_gone.exists():
+            if self.gone_file.exists():
                 return False
         self.put(name, b"".join(parts))
         return True

@@ -1,4 +1,4 @@
-"""Runs of train.py for the drill: in one process, in two, or on SageMaker's hosts, with its checkpoint agent."""
+"""Runs of train.py for the drill: in one process, in two, or on simulated SageMaker hosts with checkpoint agents."""
 
 import contextlib
 import os
@@ -17,13 +17,13 @@ from results import as_bytes, last_checkpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toolkit import Host, free_port
 
-TIMEOUT = 150  # seconds, after which a run counts as hung
+TIMEOUT = 150  # seconds after which a run counts as hung
 INTERVAL = 4  # steps between two checkpoints
-AGENT_SECONDS = 0.5  # that the agent takes for a file now and then, several times what lies between two checkpoints
+AGENT_SECONDS = 0.5  # longest delay of a slow copy: several checkpoint intervals
 COMMON = (*SYNTHETIC, "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=3", "--lr_scheduler=OneCycleLR")
 COMMON += ("--lr_scheduler.max_lr=0.01", "--lr_scheduler_interval=step", f"--resume.every_n_steps={INTERVAL}")
 COMMON += ("--trainer.strategy=ddp_exact",)
-NETWORKS = {  # images per step, seconds that a batch takes longer, and options
+NETWORKS = {  # images per step, seconds added to each batch, and options
     "tiny": (40, 0.03, ("--model=tiny.Tiny", "--trainer.max_epochs=3", "--lr_scheduler.total_steps=39")),
     "ResNet-18": (32, 0.0, ("--data.num_train_images=261", "--trainer.max_epochs=2", "--lr_scheduler.total_steps=10")),
 }
@@ -32,28 +32,28 @@ NUM_RANKS = {"one process": 1, "two processes": 2, "two hosts": 2, "four on two 
 
 
 class Run:
-    """One start of train.py, which finds in `folder` what an earlier one has left.
+    """A start of train.py in `folder`, where it resumes an earlier run if there is one.
 
-    If it `vanishes`, a kill is the end of its hosts, and else of its processes only: the agent still copies.
+    If it `vanishes`, a kill also stops the checkpoint agents, as when the hosts are lost; otherwise they still copy.
     """
 
     def __init__(self, folder: Path, setup: str, network: str, *options: str, vanishes: bool = True):
         num_ranks, num_hosts = NUM_RANKS[setup], NUM_HOSTS[setup]
-        num_images, seconds, of_network = NETWORKS[network]
+        num_images, seconds, network_options = NETWORKS[network]
         if num_hosts:
-            seconds = max(seconds, 0.08)  # so that the agent also deletes
+            seconds = max(seconds, 0.08)  # long enough for the agent to copy deletions
         self.folder, self.step_file = folder, folder / "step"
         self.first_step_file = folder / "step.first"
         self.first_step_file.unlink(missing_ok=True)
         self.start = time.time()
         drill = ("--trainer.callbacks=tiny.Drill", f"--trainer.callbacks.file={self.step_file}")
-        options = (*COMMON, *of_network, f"--data.batch_size={num_images // num_ranks}", *drill, *options)
+        options = (*COMMON, *network_options, f"--data.batch_size={num_images // num_ranks}", *drill, *options)
         options += (f"--trainer.callbacks.seconds={seconds}", f"--trainer.devices={num_ranks // (num_hosts or 1)}")
         self.hosts: list[Host] = []
         self.agents: list[CheckpointAgent] = []
         self.store, self.gone_file = folder / "store", folder / "step.killed"
         self.gone_file.unlink(missing_ok=True)
-        self.agent_sees = self.gone_file if vanishes else folder / "never"
+        self.agent_gone_file = self.gone_file if vanishes else folder / "never"
         if num_hosts:
             self.start_hosts(dict(option.removeprefix("--").split("=") for option in options))
         else:
@@ -65,13 +65,13 @@ class Run:
                 self.processes = [subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, **streams)]
 
     def start_hosts(self, hyperparameters: dict[str, str]) -> None:
-        """As SageMaker does: on new instances, each with what its agent has copied of the checkpoints until now."""
+        """Starts new hosts as SageMaker does, each with the checkpoints that the agents have copied so far."""
         attempt = self.folder / f"attempt-{len(list(self.folder.glob('attempt-*')))}"
         names, port = ["127.0.0.1", "127.0.0.2"], free_port()
         hyperparameters["trainer.callbacks.seconds_before_deletion"] = str(4 * AGENT_SECONDS)
         for name in names:
             checkpoint_dir = attempt / f"checkpoints-{name}"
-            self.agents.append(CheckpointAgent(checkpoint_dir, self.store, self.agent_sees, AGENT_SECONDS))
+            self.agents.append(CheckpointAgent(checkpoint_dir, self.store, self.agent_gone_file, AGENT_SECONDS))
             self.hosts.append(Host(attempt / name, name, names, hyperparameters, checkpoint_dir=checkpoint_dir))
         for host, agent in zip(self.hosts, self.agents, strict=True):
             host.start(MASTER_PORT=port)
@@ -85,7 +85,7 @@ class Run:
         return self.log_path.read_text()
 
     def ranks(self) -> list[psutil.Process]:
-        """The processes that train."""
+        """Returns the training processes."""
         found = []
         for process in self.processes:
             if process.poll() is None:
@@ -105,11 +105,15 @@ class Run:
                 raise TimeoutError(f"no step within {TIMEOUT} seconds")
 
     def wait(self) -> bool:
-        """Whether it has ended with success. Raises TimeoutError if it hangs, and leaves no process."""
+        """Waits for all processes and returns whether they succeeded.
+
+        Raises:
+            TimeoutError: The run hangs. No process is left.
+        """
         try:
             codes = [process.wait(max(1, self.start + TIMEOUT - time.time())) for process in self.processes]
         except subprocess.TimeoutExpired:
-            raise TimeoutError(f"no end within {TIMEOUT} seconds") from None
+            raise TimeoutError(f"not finished within {TIMEOUT} seconds") from None
         finally:
             self.kill()
         return codes == [0] * len(codes)
@@ -123,7 +127,7 @@ class Run:
             agent.finish()
 
     def result(self) -> dict[str, Any]:
-        """All that must be the same, tensors as bytes."""
+        """Returns everything that must be the same in two runs, with tensors as bytes."""
         checkpoint = torch.load(last_checkpoint(self.checkpoint_dir), weights_only=False)
         names = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "epoch", "global_step")
         model_dir = self.hosts[0].model_dir if self.hosts else self.checkpoint_dir

@@ -1,4 +1,4 @@
-"""SageMaker's part in a job: its hosts get code, data and checkpoints from S3, and their results go there."""
+"""A simulation of SageMaker's instances: hosts get code, data and checkpoints from S3 and upload their results."""
 
 import json
 import shutil
@@ -16,9 +16,9 @@ NAMES = ("127.0.0.1", "127.0.0.2")
 def make_hosts(
     aws: AWS, request: dict[str, Any], folder: Path, names: tuple[str, ...] = NAMES, interface: str = "lo"
 ) -> list[Host]:
-    """The hosts that SageMaker makes for a request, with the channel's files."""
+    """Creates the hosts for a request, with the files of its channel."""
     (channel,) = request["InputDataConfig"]
-    prefix = key_of(channel["DataSource"]["S3DataSource"]["S3Uri"])
+    prefix = s3_key(channel["DataSource"]["S3DataSource"]["S3Uri"])
     for key in aws.keys(prefix):
         path = folder / "data" / key.removeprefix(prefix)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,64 +33,68 @@ def make_hosts(
     return hosts
 
 
-def key_of(uri: str) -> str:
+def s3_key(uri: str) -> str:
     return uri.removeprefix(f"s3://{BUCKET}/")
 
 
 class Instances:
-    """The two hosts of a job, which are new at each start, and SageMaker's agents that copy their checkpoints.
+    """The two hosts of a job, which are new at each start, and the agents that copy their checkpoints.
 
-    `folder` is for the disks of the hosts, `role` is the environment of the execution role.
+    Args:
+        aws: The simulated AWS.
+        request: The arguments of `create_training_job`.
+        folder: A folder for the disks of the hosts.
+        role: The environment variables of the execution role.
     """
 
     def __init__(self, aws: AWS, request: dict[str, Any], folder: Path, role: dict[str, str]):
-        self.aws, self.request, self.folder, self.is_gone = aws, request, folder, folder.with_name("gone")
+        self.aws, self.request, self.folder, self.gone_file = aws, request, folder, folder.with_name("gone")
         self.role = {name: value for name, value in role.items() if name.startswith("AWS_")}
         self.hosts: list[Host] = []
         self.agents: list[S3CheckpointAgent] = []
 
     def start(self, **environment: str) -> None:
-        self.is_gone.unlink(missing_ok=True)
+        self.gone_file.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.hosts = make_hosts(self.aws, self.request, self.folder)
         for host in self.hosts if "CheckpointConfig" in self.request else []:
-            self.agents.append(S3CheckpointAgent(host, self.aws, self.request, self.is_gone))
+            self.agents.append(S3CheckpointAgent(host, self.aws, self.request, self.gone_file))
             self.agents[-1].start()
         variables = self.role | {"TRAINING_JOB_NAME": self.request["TrainingJobName"], "MASTER_PORT": free_port()}
         for host in self.hosts:
             host.start(**environment | variables)
 
     def lose(self, host: Host) -> None:
-        """Ends all processes of a host at once, and what its agent copies."""
-        self.is_gone.touch()
+        """Kills all processes of a host at once, and stops its agent."""
+        self.gone_file.touch()
         host.kill()
 
     def end(self) -> None:
-        """Ends the hosts, and their agents when these have copied what is there, unless it is gone."""
+        """Kills the hosts and stops their agents, which first copy the remaining changes unless a host is lost."""
         for host in self.hosts:
             host.kill()
         while self.agents:
             self.agents.pop().finish()
 
     def checkpoints(self) -> list[str]:
-        """The names of the files that the agents have copied."""
-        return [Path(key).name for key in self.aws.keys(key_of(self.request["CheckpointConfig"]["S3Uri"]))]
+        """Returns the names of the files that the agents have copied."""
+        return [Path(key).name for key in self.aws.keys(s3_key(self.request["CheckpointConfig"]["S3Uri"]))]
 
     def put_tensorboard_log(self) -> None:
-        """Copies TensorBoard's log to S3, with the rights of the role; SageMaker says that it does so all the time."""
+        """Copies the TensorBoard log to S3 with the permissions of the role, which SageMaker does during training."""
         config, client = self.request["TensorBoardOutputConfig"], self.aws.client("s3", environment=self.role)
-        prefix = f"{key_of(config['S3OutputPath'])}/{self.request['TrainingJobName']}/tensorboard-output"
+        prefix = f"{s3_key(config['S3OutputPath'])}/{self.request['TrainingJobName']}/tensorboard-output"
         for host in self.hosts:
-            folder = host.base_dir / "output/tensorboard"  # of /opt/ml, unless the request has a LocalPath
+            folder = host.base_dir / "output/tensorboard"  # the default LocalPath, in /opt/ml
             for path in filter(Path.is_file, folder.rglob("*")):
                 client.upload_file(str(path), BUCKET, f"{prefix}/{path.relative_to(folder)}")
 
     def put_results(self) -> str:
-        """Puts what the hosts have left, their logs too, where SageMaker does; the key of the model."""
+        """Uploads the results and logs of the hosts as SageMaker does, and returns the S3 key of the model."""
         if "TensorBoardOutputConfig" in self.request:
             self.put_tensorboard_log()
         job_name = self.request["TrainingJobName"]
-        output = f"{key_of(self.request['OutputDataConfig']['S3OutputPath'])}/{job_name}/output"
+        output = f"{s3_key(self.request['OutputDataConfig']['S3OutputPath'])}/{job_name}/output"
         for name, source in ("model", self.hosts[0].model_dir), ("output", self.hosts[0].output_dir / "data"):
             with tarfile.open(self.folder / f"{name}.tar.gz", "w:gz") as tar:
                 tar.add(source, arcname=".")
@@ -103,7 +107,7 @@ class Instances:
 
 
 def execute(aws: AWS, request: dict[str, Any], folder: Path, role: dict[str, str]) -> None:
-    """Does what SageMaker does: trains on two hosts, and puts the results into S3."""
+    """Trains on two hosts and uploads the results to S3, as SageMaker does."""
     instances = Instances(aws, request, folder, role)
     instances.start()
     for host in instances.hosts:
@@ -112,12 +116,12 @@ def execute(aws: AWS, request: dict[str, Any], folder: Path, role: dict[str, str
 
 
 class S3CheckpointAgent(CheckpointAgent):
-    """The agent of one host, which copies to the checkpoint path of the job."""
+    """The agent of one host, which copies to the checkpoint path of the job in S3."""
 
-    def __init__(self, host: Host, aws: AWS, request: dict[str, Any], is_gone: Path):
+    def __init__(self, host: Host, aws: AWS, request: dict[str, Any], gone_file: Path):
         self.aws, self.client = aws, aws.client("s3")
-        self.prefix = key_of(request["CheckpointConfig"]["S3Uri"])
-        super().__init__(host.base_dir / "checkpoints", Path(self.prefix), is_gone, seconds=0.1)
+        self.prefix = s3_key(request["CheckpointConfig"]["S3Uri"])
+        super().__init__(host.base_dir / "checkpoints", Path(self.prefix), gone_file, seconds=0.1)
 
     def fetch(self) -> None:
         for key in self.aws.keys(self.prefix):

@@ -1,4 +1,4 @@
-"""Runs of anybody's module that are interrupted and go on, and what they must have in common with others."""
+"""Interrupts and resumes runs of custom modules, and compares them with uninterrupted runs."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ GLYPHS = ("--model=glyph_net.GlyphNet", "--data=glyph_data.GlyphDataModule", "--
 
 
 def train(*options: str, cwd: Path, cold: bool = False, env: dict[str, str] | None = None, **kwargs: Any) -> Any:
-    """Runs train.py where it finds the other project's modules; cold if there is more than one process."""
+    """Runs train.py with tests/own_project in PYTHONPATH; `cold` is required for more than one process."""
     run = run_train if cold else run_train_warm
     return run(*CPU, *options, cwd=cwd, env=ENVIRONMENT | {"PYTHONPATH": WITH_OWN_PROJECT} | (env or {}), **kwargs)
 
@@ -24,20 +24,20 @@ def train(*options: str, cwd: Path, cold: bool = False, env: dict[str, str] | No
 def interrupt(
     *options: str, cwd: Path, step: int, hook: str = "on_train_batch_end", signum: int = signal.SIGKILL, **kwargs: Any
 ) -> Any:
-    """A run that gets a signal in a hook once its step is reached."""
+    """Runs train.py, which sends itself a signal in a hook at a step."""
     drill = {"file": "step", "hook": hook, "step": step, "signum": int(signum)}
     values = [f"--trainer.callbacks.{name}={value}" for name, value in drill.items()]
     code = 128 + signum if signum != signal.SIGKILL else -signum
     result = train(*options, "--trainer.callbacks+=tiny.Drill", *values, cwd=cwd, code=code, **kwargs)
-    # TensorBoard reads a run's files in the order of the seconds in which they were made, and a warm one takes less.
+    # TensorBoard orders a run's files by the second in which they were created, and a warm run can take less than one.
     time.sleep(1 - time.time() % 1)
     return result
 
 
-def end(folder: Path) -> dict[str, Any]:
-    """Everything that two runs have in common if they end in the same way.
+def final_state(folder: Path) -> dict[str, Any]:
+    """Returns everything that must be the same in two runs, with tensors as bytes.
 
-    Throughput depends on the time, and Lightning logs hp_metric, always -1, whenever it starts.
+    Throughput is left out, because it varies, and so is hp_metric, which Lightning logs as -1 at each start.
     """
     checkpoint = torch.load(last_checkpoint(folder / "logs/checkpoints"), weights_only=False)
     names = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "counts", "callbacks")
@@ -52,5 +52,6 @@ def end(folder: Path) -> dict[str, Any]:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    first, second = end(one), end(other)
+    """Returns the names of the results that differ between two runs."""
+    first, second = final_state(one), final_state(other)
     return [name for name in first | second if first.get(name) != second.get(name)]

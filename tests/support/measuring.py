@@ -1,6 +1,6 @@
-"""What benchmarks share: numbers with their targets, a clock of steps, images, and what they were measured on.
+"""Shared parts of the benchmarks: results with targets, a clock for steps, images, and the hardware.
 
-train.py finds it too, with tests/support in PYTHONPATH.
+train.py imports it too, with tests/support in PYTHONPATH.
 """
 
 import json
@@ -24,16 +24,16 @@ from pytorch_lightning import Callback
 from synthetic import SyntheticCIFAR10DataModule
 
 ROOT = Path(__file__).parents[2]
-SKIPPED = 5  # steps at the start of a run, not timed: memory is allocated, the first checkpoint is written
+NUM_WARMUP_STEPS = 5  # not timed: they allocate memory and write the first checkpoint
 DEVICES = ["cpu", "gpu"] if torch.cuda.is_available() else ["cpu"]
 HAS_CIFAR10 = any(Path(".cache", name).exists() for name in ("cifar-10-python.tar.gz", "cifar-10-batches-py"))
-# The speed does not depend on what the images show.
+# The speed does not depend on the content of the images.
 DATA = ["--data.verify=false"] if HAS_CIFAR10 else ["--data=synthetic.SyntheticCIFAR10DataModule"]
 
 
 @dataclass
 class Result:
-    """A number and its target, if it has one; `details` are the numbers that it was made of."""
+    """A measured value and its target, if any; `details` are the numbers that it was computed from."""
 
     what: str
     value: float
@@ -56,7 +56,7 @@ class Result:
 
 
 class Clock(Callback):
-    """The seconds of each step. A GPU's come from its own events, so that no step waits for it."""
+    """Measures the seconds of each step; on a GPU with CUDA events, so that no step synchronizes."""
 
     def __init__(self):
         self.ticks: list[Any] = []
@@ -70,9 +70,9 @@ class Clock(Callback):
 
     def seconds(self) -> list[float]:
         if isinstance(self.ticks[0], float):
-            return [end - start for start, end in pairwise(self.ticks[SKIPPED - 1 :])]
+            return [end - start for start, end in pairwise(self.ticks[NUM_WARMUP_STEPS - 1 :])]
         torch.cuda.synchronize()
-        return [start.elapsed_time(end) / 1000 for start, end in pairwise(self.ticks[SKIPPED - 1 :])]
+        return [start.elapsed_time(end) / 1000 for start, end in pairwise(self.ticks[NUM_WARMUP_STEPS - 1 :])]
 
     def on_train_batch_end(self, trainer, *_: Any) -> None:
         self.tick("cpu" if trainer.strategy.root_device.type == "cpu" else "gpu")
@@ -87,7 +87,7 @@ class PrintSteps(Clock):
 
 
 class Images(CIFAR10DataModule):
-    """CIFAR-10 or as many synthetic images, read only once in a process."""
+    """CIFAR-10, or as many synthetic images, read only once per process."""
 
     def read(self) -> tuple[torch.Tensor, torch.Tensor, int]:
         return read_images()
@@ -99,12 +99,12 @@ def read_images() -> tuple[torch.Tensor, torch.Tensor, int]:
 
 
 def seconds_per_step(rounds: list[list[float]]) -> float:
-    """The mean over a run's steps, which may differ, of the median over its rounds, which other work may disturb."""
+    """Returns the mean over steps, which may differ, of the median over rounds, which excludes disturbed ones."""
     return mean(median(same_step) for same_step in zip(*rounds, strict=True))
 
 
-def in_turns(alternatives: dict[str, Callable[[], Any]], num_rounds: int) -> dict[str, list[Any]]:
-    """What each alternative returns in each round; a round runs every alternative once."""
+def interleave(alternatives: dict[str, Callable[[], Any]], num_rounds: int) -> dict[str, list[Any]]:
+    """Runs the alternatives in turns and returns the results of each by name, one per round."""
     results: dict[str, list[Any]] = {name: [] for name in alternatives}
     for _ in range(num_rounds):
         for name, measure in alternatives.items():
@@ -113,8 +113,8 @@ def in_turns(alternatives: dict[str, Callable[[], Any]], num_rounds: int) -> dic
 
 
 @cache
-def where() -> dict[str, Any]:
-    """The versions and the hardware."""
+def hardware_and_versions() -> dict[str, Any]:
+    """Returns the versions and the hardware."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
@@ -133,13 +133,15 @@ def where() -> dict[str, Any]:
 
 
 def write_report(path: Path | None, results: list[dict[str, Any]]) -> None:
-    """Writes a file of JSON, if asked for."""
+    """Writes results, versions and hardware to a JSON file, unless `path` is None."""
     if path:
-        path.write_text(json.dumps({"command": sys.argv, **where(), "results": results}, indent=2) + "\n")
+        path.write_text(
+            json.dumps({"command": sys.argv, **hardware_and_versions(), "results": results}, indent=2) + "\n"
+        )
 
 
-def train_py(*options: str, **environment: str) -> dict[str, Any]:
-    """How to start app/train.py with these options: arguments of Popen."""
+def train_command(*options: str, **environment: str) -> dict[str, Any]:
+    """Returns the arguments of Popen that start app/train.py with these options."""
     command = [sys.executable, str(ROOT / "app/train.py"), *options]
     return {
         "args": command,

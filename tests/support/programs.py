@@ -1,4 +1,4 @@
-"""app/train.py as a process: cold, as a person runs it, or warm, in the fork of one that has the imports done."""
+"""Runs app/train.py as a process: cold, as users do, or warm, forked from a process that has done the imports."""
 
 import atexit
 import multiprocessing
@@ -16,7 +16,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 PATH = os.pathsep.join(str(ROOT / folder) for folder in ("tests/support", "examples/synthetic", "examples/pictures"))
 
-# One thread per process: pytest runs two tests at a time, and threads that outnumber the cores wait for each other.
+# One thread per process: pytest runs two tests at a time, and more threads than cores wait for each other.
 torch.set_num_threads(1)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH}
 ENVIRONMENT = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("SM_")}
@@ -33,21 +33,21 @@ SYNTHETIC = (
 def run_train(
     *options: str, cwd: Path, code: int = 0, program: Path = ROOT / "app/train.py", **kwargs
 ) -> subprocess.CompletedProcess:
-    """Runs `python app/train.py` with these options in `cwd`, and checks its exit code."""
+    """Runs `python app/train.py` with these options in `cwd` and checks its exit code."""
     kwargs = {"env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 240} | kwargs
     result = subprocess.run([sys.executable, str(program), *options], cwd=cwd, **kwargs)
     assert result.returncode == code, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
     return result
 
 
-# A process that has imported what train.py does, which takes 5 seconds, and whose forks can run it at once.
+# A process that has done the imports of train.py, which take 5 seconds; its forks start at once.
 warm = multiprocessing.get_context("forkserver")
 warm.set_forkserver_preload(["runtime.cli", "resnet", "cifar10"])
-os.environ["PYTHONPATH"] = f"{ROOT}/app{os.pathsep}{PATH}"  # where it finds this
+os.environ["PYTHONPATH"] = f"{ROOT}/app{os.pathsep}{PATH}"  # where the fork server finds this module
 
 
 def run_train_warm(*options: str, cwd: Path, code: int = 0, env: dict[str, str] = ENVIRONMENT) -> SimpleNamespace:
-    """Like run_train, in a process that begins with the imports done. Not for several processes that train together."""
+    """Like run_train, but faster: forks a process that has done the imports. Not for several ranks."""
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         process = warm.Process(
             target=become_train, args=(options, cwd, env, *map(DupFd, (stdout.fileno(), stderr.fileno())))
@@ -69,15 +69,15 @@ def become_train(options: tuple[str, ...], cwd: Path, env: dict[str, str], stdou
     os.environ.clear()
     os.environ.update(env)
     sys.argv = [str(ROOT / "app/train.py"), *options]
-    tempfile.tempdir = None  # TMPDIR may be another one now
+    tempfile.tempdir = None  # TMPDIR may have changed
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     finally:
-        atexit._run_exitfuncs()  # which multiprocessing leaves out
+        atexit._run_exitfuncs()  # multiprocessing skips them
 
 
 def children(pid: int, command: str) -> list[int]:
-    """Descendants of a process whose command line contains `command`, ancestors first."""
+    """Returns the descendants of a process with `command` in their command line, ancestors first."""
     found = []
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         if command in Path(f"/proc/{child}/cmdline").read_text().replace("\0", " "):

@@ -1,4 +1,4 @@
-"""Modules and data modules in the ways of Lightning's documentation, to see that any of them can be trained."""
+"""Modules and data modules in the styles of Lightning's documentation, all of which must be trainable."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def points(num_points: int, seed: int) -> TensorDataset:
-    """Points of eight numbers, and the class, 0 to 2, that the first of them tells."""
+    """Returns random points [8] in [0, 1] with labels 0 to 2, which depend on the first coordinate."""
     features = torch.rand(num_points, 8, generator=torch.Generator().manual_seed(seed))
     return TensorDataset(features, (features[:, 0] * 3).long())
 
@@ -38,7 +38,7 @@ class PlainData(LightningDataModule):
 
 
 class CountedData(PlainData):
-    """Which tells its number of classes only when it is made."""
+    """Data with `num_classes` as a property of the instance."""
 
     @property
     def num_classes(self) -> int:
@@ -46,14 +46,14 @@ class CountedData(PlainData):
 
 
 class StatefulData(PlainData):
-    """Whose loader can tell its position."""
+    """Data with a stateful loader."""
 
     def train_dataloader(self) -> StatefulDataLoader:
         return StatefulDataLoader(points(100, 0), batch_size=self.batch_size, shuffle=True)
 
 
 class OwnSamplerData(PlainData):
-    """Which divides the samples among the processes itself."""
+    """Data with its own DistributedSampler."""
 
     def train_dataloader(self) -> StatefulDataLoader:
         dataset = points(100, 0)
@@ -61,7 +61,7 @@ class OwnSamplerData(PlainData):
 
 
 class RandomSamplerData(PlainData):
-    """Whose loader can tell how far it is, but not in which order."""
+    """Data with a stateful loader and a RandomSampler, which does not save its order."""
 
     def train_dataloader(self) -> StatefulDataLoader:
         dataset = points(100, 0)
@@ -69,7 +69,7 @@ class RandomSamplerData(PlainData):
 
 
 class BareData(LightningDataModule):
-    """No argument and no validation."""
+    """Data without arguments and validation."""
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(points(100, 0), batch_size=10, shuffle=True)
@@ -81,14 +81,14 @@ class Stream(IterableDataset):
 
 
 class StreamData(PlainData):
-    """Whose length nobody knows."""
+    """Data of unknown length."""
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(Stream(), batch_size=self.batch_size)
 
 
 class ReturnsTensor(LightningModule):
-    """`self.log`, and steps that return a tensor."""
+    """A module with steps that return a tensor."""
 
     def __init__(self):
         super().__init__()
@@ -114,7 +114,7 @@ class ReturnsTensor(LightningModule):
 
 
 class NetworkAndHead(ReturnsTensor):
-    """Whose `network` is only a part of it."""
+    """A module with a `network` that is only a part of it."""
 
     def __init__(self, num_classes: int = 3):
         super().__init__()
@@ -126,7 +126,7 @@ class NetworkAndHead(ReturnsTensor):
 
 
 class ReturnsDict(ReturnsTensor):
-    """Metrics of torchmetrics, and steps that return a dict."""
+    """A module with torchmetrics and steps that return a dict."""
 
     def __init__(self):
         super().__init__()
@@ -173,7 +173,7 @@ class LogsEverything(ReturnsTensor):
 
 
 class OnPlateau(ReturnsTensor):
-    """An own optimizer, whose rate falls when validation gets no better."""
+    """A module with its own optimizer and ReduceLROnPlateau."""
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = torch.optim.SGD(self.parameters(), lr=0.5, momentum=0.9)
@@ -182,7 +182,7 @@ class OnPlateau(ReturnsTensor):
 
 
 class OneCycle(ReturnsTensor):
-    """An own optimizer, whose rate changes in each step."""
+    """A module with its own optimizer and a schedule per step."""
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
@@ -192,7 +192,7 @@ class OneCycle(ReturnsTensor):
 
 
 class Regression(LightningModule):
-    """Neither accuracy nor val_loss, and no test."""
+    """A module without accuracy, val_loss and test."""
 
     def __init__(self):
         super().__init__()
@@ -211,7 +211,7 @@ class Regression(LightningModule):
 
 
 class Manual(LightningModule):
-    """Two networks that play against each other, each with its optimizer, in steps that return nothing."""
+    """A GAN with manual optimization, two optimizers, and steps that return nothing."""
 
     def __init__(self):
         super().__init__()
@@ -237,7 +237,7 @@ class Manual(LightningModule):
 
 
 class Counting(Callback):
-    """Counts batches, and writes down what each rank has seen: lines `epoch sample` in files `train-<rank>`."""
+    """Counts batches and records the samples of each rank as lines `epoch sample` in files `train-<rank>`."""
 
     def __init__(self):
         self.num_batches = 0
@@ -246,7 +246,7 @@ class Counting(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         self.num_batches += 1
-        numbers = (batch[0].flatten(1).double().sum(dim=1) * 1e6).long().tolist()  # no two samples have the same
+        numbers = (batch[0].flatten(1).double().sum(dim=1) * 1e6).long().tolist()  # unique for each sample
         with open(Path(f"train-{trainer.global_rank}"), "a") as file:
             file.writelines(f"{trainer.current_epoch} {number}\n" for number in numbers)
 
@@ -258,7 +258,7 @@ class Counting(Callback):
 
 
 class CountsItself(ReturnsTensor):
-    """Keeps count of its steps in its checkpoints, and writes each step's number down."""
+    """Counts its steps, and saves the counts in its checkpoints."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a run has printed and left behind."""
+"""Reads the output and the files of a run."""
 
 import re
 import zipfile
@@ -10,22 +10,25 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 
 def epoch_lines(stdout: str) -> list[dict[str, float]]:
-    """The metrics of each line that begins with `epoch=`."""
+    """Returns the metrics of each line that begins with `epoch=`."""
     lines = [line for line in stdout.splitlines() if line.startswith("epoch=")]
     return [{key: float(value) for key, value in re.findall(r"(\w+)=(\S+)", line)} for line in lines]
 
 
 def scalars(log_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """Returns the (step, value) pairs of each scalar in a TensorBoard log."""
     events = EventAccumulator(str(log_dir)).Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def samples(directory: Path, stage: str, epoch: int) -> list[int]:
+    """Returns the sorted samples that all ranks together have recorded in an epoch."""
     lines = [line.split() for path in directory.glob(f"{stage}-*") for line in path.read_text().splitlines()]
     return sorted(int(index) for of_epoch, index in lines if int(of_epoch) == epoch)
 
 
 def as_bytes(value: Any) -> Any:
+    """Replaces tensors in nested dicts and lists by their bytes, so that == compares them."""
     if isinstance(value, torch.Tensor):
         return value.numpy().tobytes()
     if isinstance(value, dict):
@@ -34,17 +37,17 @@ def as_bytes(value: Any) -> Any:
 
 
 def last_checkpoint(directory: Path) -> Path:
-    """The newest of the checkpoints from which a run goes on."""
+    """Returns the newest checkpoint to resume from."""
     return max(directory.glob("last-step=*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))
 
 
-def newest_whole_step(directory: Path) -> int:
-    """The step of the newest checkpoint of which nothing is missing, nor its best network; 0 if there is none."""
-    steps = [int(path.stem.split("=")[1]) for path in directory.glob("last-step=*.ckpt") if is_whole(path)]
+def newest_complete_step(directory: Path) -> int:
+    """Returns the step of the newest checkpoint that is complete, as is its best network; 0 if there is none."""
+    steps = [int(path.stem.split("=")[1]) for path in directory.glob("last-step=*.ckpt") if is_complete(path)]
     return max(steps, default=0)
 
 
-def is_whole(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
             if file.testzip():
@@ -53,4 +56,4 @@ def is_whole(path: Path) -> bool:
         return False
     states = torch.load(path, weights_only=False)["callbacks"].values()
     best = [Path(state.get("best_model_path", "")).name for state in states]
-    return all(is_whole(path.with_name(name)) for name in best if name and name != path.name)
+    return all(is_complete(path.with_name(name)) for name in best if name and name != path.name)

@@ -1,4 +1,4 @@
-"""A network and a data module for the tests' command lines."""
+"""Small networks, a data module and callbacks for the command lines of tests."""
 
 import hashlib
 import os
@@ -15,21 +15,21 @@ from torch import nn
 
 
 class Tiny(Classifier):
-    """Trains in milliseconds, without BatchNorm, so that the loss does not depend on how a batch is divided."""
+    """A network that trains in milliseconds; without BatchNorm, so that the loss does not depend on the batch split."""
 
     def __init__(self, num_classes: int = 10):
         super().__init__(nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(3 * 8 * 8, num_classes)))
 
 
 class Dropout(Classifier):
-    """Needs random numbers in each step."""
+    """A network that draws random numbers in each step."""
 
     def __init__(self, num_classes: int = 10):
         super().__init__(nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Dropout(0.2), nn.Linear(48, num_classes)))
 
 
 class Recording(SyntheticCIFAR10DataModule):
-    """Writes down which samples each rank sees, in files `<split>-<rank>` of the current folder."""
+    """Records the samples of each rank as lines `epoch sample` in files `<split>-<rank>` of the current folder."""
 
     def on_after_batch_transfer(self, batch: torch.Tensor, dataloader_idx: int):
         if not self.trainer.sanity_checking:
@@ -39,7 +39,7 @@ class Recording(SyntheticCIFAR10DataModule):
 
 
 class PrintWeights(Callback):
-    """Each rank prints a checksum of the weights that it has in the end."""
+    """Prints a checksum of the final weights of each rank."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         weights = torch.cat([weight.detach().double().flatten() for weight in pl_module.state_dict().values()])
@@ -48,7 +48,7 @@ class PrintWeights(Callback):
 
 
 class Fail(Callback):
-    """Raises after the first epoch, in the last rank."""
+    """Raises RuntimeError in the last rank after the first epoch."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch == 1 and trainer.global_rank == trainer.world_size - 1:
@@ -56,17 +56,16 @@ class Fail(Callback):
 
 
 class Drill(Callback):
-    """Takes `seconds` for each batch, keeps the step in a file, and sends itself a signal.
+    """Slows down each batch, writes the step to a file, and sends a signal to its own process.
 
     Args:
-        file: Where the step is kept, and beside it, with the ending .first, that the first step is done, and with the
-            ending .killed, that the signal has been sent.
-        seconds: Duration of each batch, of validation too.
-        hook: Where that is: the name of one of Lightning's hooks, or "save", which is in the middle of it.
-        step: At which step, at the earliest.
-        rank: To which rank.
-        signum: Which signal it is.
-        seconds_before_deletion: What takes the place of the ten minutes that SageMaker's agent gets for a copy.
+        file: File for the current step. `file`.first is created after the first step, `file`.killed with the signal.
+        seconds: Seconds added to each training and validation batch.
+        hook: Hook of Lightning in which to send the signal, or "save" for the middle of saving a checkpoint.
+        step: The earliest step at which to send the signal.
+        rank: The rank that sends itself the signal.
+        signum: The signal.
+        seconds_before_deletion: Replaces the ten minutes that SageMaker's agent gets to copy a checkpoint.
     """
 
     def __init__(

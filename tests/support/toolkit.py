@@ -1,4 +1,4 @@
-"""SageMaker's containers without containers: its real toolkit, started once per host, hosts on 127.0.0.x."""
+"""Simulates SageMaker's containers: runs its real toolkit once per host, with hosts at 127.0.0.x."""
 
 import contextlib
 import json
@@ -13,17 +13,24 @@ from pathlib import Path
 
 from programs import ENVIRONMENT, ROOT
 
-OF_IMAGE = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "LOGNAME": "sagemaker"}
+IMAGE_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "LOGNAME": "sagemaker"}
 
 
 class Host:
-    """What SageMaker gives a container: folders as in /opt/ml, the job's configuration, and the command `train`.
+    """A container as SageMaker starts it: folders as in /opt/ml, the job's configuration, and the command `train`.
 
-    `project` is a folder whose files somebody has copied into app/, `checkpoint_dir` that of a job with a checkpoint
-    path, and its name in the container.
+    Args:
+        base_dir: The folder that replaces /opt/ml.
+        name: The address of this host.
+        hosts: The addresses of all hosts of the job.
+        hyperparameters: The hyperparameters of the job.
+        data_dir: The files of the channel `training`, if the job has one.
+        interface: The name of the network interface.
+        project: A folder with files of a custom project, which are copied into app/.
+        checkpoint_dir: The checkpoint folder, if the job has a checkpoint path.
     """
 
-    process: subprocess.Popen | None = None  # until it starts
+    process: subprocess.Popen | None = None  # None until start()
 
     def __init__(
         self,
@@ -43,7 +50,7 @@ class Host:
         config_dir = base_dir / "input/config"
         for directory in (config_dir, base_dir / "input/data", self.model_dir, self.output_dir / "data"):
             directory.mkdir(parents=True)
-        if hyperparameters.get("sagemaker_submit_directory", "").startswith("s3://"):  # where it gets the code from
+        if hyperparameters.get("sagemaker_submit_directory", "").startswith("s3://"):  # the toolkit downloads the code
             (base_dir / "code").mkdir()
         else:
             for source in (ROOT / "app", *([project] if project else [])):
@@ -65,12 +72,12 @@ class Host:
             (config_dir / f"{config_name}.json").write_text(json.dumps(content))
 
     def start(self, **environment: str) -> None:
-        """Runs `train` behind the image's entrypoint, as the container would, with a shorter wait for SIGTERM."""
-        names = ("HOME", "TMPDIR", "PYTHONPATH", "OMP_NUM_THREADS")  # all that it has from the person's environment
+        """Runs `train` with the image's entrypoint, as the container does, but with a shorter wait after SIGTERM."""
+        names = ("HOME", "TMPDIR", "PYTHONPATH", "OMP_NUM_THREADS")  # everything that it inherits
         variables = {name: ENVIRONMENT[name] for name in names if name in ENVIRONMENT}
         variables |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "SIGTERM_WAIT_SECONDS": "2"}
-        variables |= OF_IMAGE | {"SAGEMAKER_BASE_DIR": str(self.base_dir)} | of_container(environment)
-        # A hyperparameter may point into /opt/ml, which every container has to itself, and this machine has not.
+        variables |= IMAGE_ENVIRONMENT | {"SAGEMAKER_BASE_DIR": str(self.base_dir)} | of_container(environment)
+        # Hyperparameters may point into /opt/ml, which here is a different folder for each host.
         hyperparameters = self.base_dir / "input/config/hyperparameters.json"
         hyperparameters.write_text(hyperparameters.read_text().replace('"/opt/ml', f'"{self.base_dir}'))
         self.log_path = self.base_dir / "log"
@@ -84,7 +91,7 @@ class Host:
             )
 
     def wait(self, timeout: float = 120) -> int:
-        """Its exit code."""
+        """Waits until the host has finished and returns its exit code."""
         return self.process.wait(timeout)
 
     @property
@@ -93,11 +100,11 @@ class Host:
 
     @property
     def failure(self) -> str:
-        """What SageMaker would show as the reason of the failure."""
+        """The failure reason that SageMaker would show."""
         return (self.output_dir / "failure").read_text()
 
     def kill(self) -> None:
-        """Ends all processes of the host at once, if there are any left."""
+        """Kills all remaining processes of the host at once."""
         if self.process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -105,13 +112,13 @@ class Host:
 
 
 def of_container(variables: dict[str, str]) -> dict[str, str]:
-    """A person's AWS variables, as SageMaker gives them to a container: the region has another name."""
+    """Converts AWS variables of a user to those of a container, where the region has a different name."""
     region = {"AWS_REGION": variables["AWS_DEFAULT_REGION"]} if "AWS_DEFAULT_REGION" in variables else {}
     return {name: value for name, value in variables.items() if name != "AWS_DEFAULT_REGION"} | region
 
 
 def sagemaker_environment(base_dir: Path, **variables: str) -> dict[str, str]:
-    """What the toolkit puts into the environment of train.py, here for a job of one host."""
+    """Returns the environment that the toolkit gives to train.py in a job of one host."""
     paths = {"SM_MODEL_DIR": "model", "SM_OUTPUT_DIR": "output", "SM_OUTPUT_DATA_DIR": "output/data"}
     paths |= {"SM_CHANNEL_TRAINING": "data", "SM_INPUT_CONFIG_DIR": "input/config"}
     hosts = {"SM_HOSTS": '["127.0.0.1"]', "SM_CURRENT_HOST": "127.0.0.1"}
@@ -120,7 +127,7 @@ def sagemaker_environment(base_dir: Path, **variables: str) -> dict[str, str]:
 
 
 def free_port() -> str:
-    """One below those that the kernel gives to clients: one that waits for a host might be given the host's own."""
+    """Returns a free port below the range that the kernel assigns to clients, where a client could occupy it first."""
     for port in random.sample(range(20000, 30000), 100):
         with contextlib.suppress(OSError), socket.socket() as server:
             server.bind(("", port))
