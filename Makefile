@@ -1,4 +1,4 @@
-# `make help` lists the commands. PYTHON chooses the interpreter: make train PYTHON=python3.12
+# `make help` lists the commands. PYTHON selects the interpreter: make train PYTHON=python3.12
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python .venv --require-hashes
@@ -12,36 +12,36 @@ help:  ## List these commands
 train: .venv/installed  ## Train a ResNet-18 on the CPU, on synthetic images, in about a minute
 	PYTHONPATH=examples/synthetic $(BIN)/python app/train.py --config examples/synthetic/synthetic.yaml
 
-rehearse: .venv/installed-dev  ## Rehearse the cloud here, in one minute: launch a job, kill one of two hosts, go on
+rehearse: .venv/installed-dev  ## Rehearse a spot job on this machine in one minute: launch it, kill one of two hosts, resume
 	$(BIN)/python tests/rehearse.py
 
-test: .venv/installed-dev  ## Run the tests that take seconds, offline, in less than four minutes
+test: .venv/installed-dev  ## Run the fast tests, offline, in less than four minutes
 	$(BIN)/pytest -n 2 -m "not docker and not slow"
 
-test-slow: .venv/installed-dev  ## Run the tests that take long: kills, lost hosts, jobs from start to end
+test-slow: .venv/installed-dev  ## Run the slow tests: kills, lost hosts, complete jobs
 	$(BIN)/pytest -n 2 -m "slow and not docker"
 
-test-docker: .venv/installed-dev  ## Build the image and run the tests that need a Docker Engine
+test-docker: .venv/installed-dev  ## Build the image and run the tests that need Docker Engine
 	$(BIN)/pytest -m docker
 
-check: .venv/installed-dev  ## Check format and style of Python and shell
+check: .venv/installed-dev  ## Check the format and style of Python and shell code
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/shellcheck .ci/run *.sh docker/*.sh
 
-bench: .venv/installed-dev  ## Measure speed and memory beside what one could use instead: all parts, or PART
+bench: .venv/installed-dev  ## Measure speed and memory compared with alternatives: all parts, or PART=...
 	$(BIN)/python tests/bench.py $(PART)
 
-readme: .venv/installed-dev  ## Run the README's commands that show an output, and write it anew
+readme: .venv/installed-dev  ## Run the README's commands that show an output, and update it
 	PYTHONPATH=tests/support:examples/synthetic $(BIN)/python tests/readme.py
 
-record: .venv/installed  ## Record what a picture shows: NAME=defaults, fast or interruption
+record: .venv/installed  ## Record the data of a figure: NAME=defaults, fast or interruption
 	$(BIN)/python docs/record.py $(NAME)
 
-figures:  ## Draw the pictures from what was recorded
+figures:  ## Draw the figures from the recorded data
 	$(PYTHON) docs/figures.py
 
-drill: .venv/installed-dev  ## Kill runs in all ways, and compare how they end: 20 times, or N
+drill: .venv/installed-dev  ## Kill and resume runs 20 times, or N=..., and compare the results
 	$(BIN)/python tests/drill.py $(N)
 
 lock: .venv/bin/uv  ## Lock the packages of pyproject.toml; UPGRADE=package takes newer versions of one
@@ -66,7 +66,7 @@ lock: .venv/bin/uv  ## Lock the packages of pyproject.toml; UPGRADE=package take
 .venv/installed-dev: .venv/installed $(IMAGE_LOCK)
 	$(INSTALL) -r requirements.txt $(addprefix -r ,$(IMAGE_LOCK))
 	$(BIN)/uv pip check --python .venv
-	$(PYTHON) -m venv --without-pip .venv/aws  # the AWS CLI wants a botocore of its own
+	$(PYTHON) -m venv --without-pip .venv/aws  # the AWS CLI needs a different botocore
 	$(BIN)/uv pip install --quiet --python .venv/aws awscli==1.45.11
 	@touch $@
 

@@ -1,8 +1,8 @@
-"""Records what the pictures show, in docs/results/NAME.json: runs train.py, and writes down what it prints and logs.
+"""Records the data of the figures in docs/results/NAME.json: runs train.py, and saves what it prints and logs.
 
     .venv/bin/python docs/record.py NAME [options of train.py]
 
-NAME is one of RECORDINGS below. A run on CIFAR-10 takes minutes, and a machine that does nothing else; it reads .cache.
+NAME is a key of RECORDINGS below. A run on CIFAR-10 takes minutes, reads .cache, and needs an otherwise idle machine.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 ROOT = Path(__file__).parents[1]
 SYNTHETIC = "python app/train.py --config examples/synthetic/synthetic.yaml --trainer.max_epochs=2"
-KILLED_AFTER = 73  # steps, of which an epoch has 47
+KILLED_AFTER = 73  # steps; an epoch has 47
 PACKAGES = ("torch", "torchvision", "pytorch-lightning")
 
 
 def learning_curve(command: str, folder: Path) -> dict[str, Any]:
-    """The metrics of each epoch, the seconds from the first step to its end, and those without validation."""
+    """Returns the metrics of each epoch, and the seconds of training until its end, with and without validation."""
     epochs, output, start, num_samples = [], [], 0.0, 0
     with running(command, folder) as process:
         for line in process.stdout:
@@ -50,21 +50,24 @@ def learning_curve(command: str, folder: Path) -> dict[str, Any]:
 
 
 def interruption(command: str, folder: Path) -> dict[str, Any]:
-    """The loss of each step of a run, and of another that is killed, and started again with the same command."""
+    """Returns the loss of each step of an uninterrupted run, and of a run that is killed and then resumed."""
     (folder / "uninterrupted").mkdir()
     (folder / "interrupted").mkdir()
     start = time.time()
-    uninterrupted = watched(command, folder / "uninterrupted", start)
+    uninterrupted = run_once(command, folder / "uninterrupted", start)
     start = time.time()
-    first = watched(command, folder / "interrupted", start, KILLED_AFTER)
+    first = run_once(command, folder / "interrupted", start, KILLED_AFTER)
     if "signal" not in first:
-        sys.exit(f"the run ended before it could be killed after step {KILLED_AFTER}: give it more or slower steps")
-    second = watched(command, folder / "interrupted", start)
+        sys.exit(f"the run ended before it could be killed after step {KILLED_AFTER}: use more or slower steps")
+    second = run_once(command, folder / "interrupted", start)
     return {"command": command, "uninterrupted": uninterrupted, "interrupted": [first, second]}
 
 
-def watched(command: str, folder: Path, start: float, killed_after: int | None = None) -> dict[str, Any]:
-    """One start of train.py, until its end or until its log has a step: losses and times by step, and checkpoints."""
+def run_once(command: str, folder: Path, start: float, killed_after: int | None = None) -> dict[str, Any]:
+    """Runs train.py once, and kills it as soon as its log has the step `killed_after`, if there is one.
+
+    Returns the losses and times of the steps, the steps of the checkpoints, and the results at the end of the run.
+    """
     log, checkpoints, log_dir = None, set(), folder / "logs/tensorboard"
     logs_before, checkpoints_before = set(log_dir.rglob("events.*")), checkpoint_steps(folder)
     with running(command, folder) as process:
@@ -76,11 +79,11 @@ def watched(command: str, folder: Path, start: float, killed_after: int | None =
             if log and (steps := losses(log, start)) and steps[-1]["step"] >= killed_after:
                 process.kill()
         output = process.stdout.read()
-    new = sorted(set(log_dir.rglob("events.*")) - logs_before)  # one of training, and one of the test after it
+    new = sorted(set(log_dir.rglob("events.*")) - logs_before)  # one of the training, and one of the test after it
     steps = [step for path in new for step in losses(EventAccumulator(str(path)), start)]
     result = {"steps": steps, "checkpoints": sorted(checkpoints)}
     if found := re.search(r"resuming from .*", output):
-        result["going_on"] = found[0]
+        result["resuming"] = found[0]
     if process.returncode < 0:
         return result | {"signal": -process.returncode, "killed_after_seconds": round(time.time() - start, 2)}
     model = (folder / re.search(r"^model +(.*)", output, re.MULTILINE)[1]).read_bytes()
@@ -92,7 +95,7 @@ def checkpoint_steps(folder: Path) -> set[int]:
 
 
 def losses(log: EventAccumulator, start: float) -> list[dict[str, float]]:
-    """Steps count from 1 here, as those of checkpoints do; nine digits tell all numbers of 32 bits apart."""
+    """Returns the logged losses. Steps count from 1, as in checkpoints; nine digits distinguish all float32 values."""
     log.Reload()
     events = log.Scalars("train_loss_step") if "train_loss_step" in log.Tags()["scalars"] else []
     return [
@@ -108,7 +111,7 @@ def summary(output: str) -> dict[str, Any]:
 
 @contextmanager
 def running(command: str, folder: Path) -> Iterator[subprocess.Popen]:
-    """A command of the README as a process, in a folder that has nothing but what such a command needs."""
+    """Runs a command of the README as a process, in a folder that contains only what such a command needs."""
     for name in ("app", "examples", ".cache"):
         if not (folder / name).is_symlink():
             (folder / name).symlink_to(ROOT / name)
@@ -128,7 +131,7 @@ def running(command: str, folder: Path) -> Iterator[subprocess.Popen]:
 
 
 def hardware() -> str:
-    """The processor, in words; what trains on a GPU has to be told by hand."""
+    """Returns the name of the processor; after a run on a GPU, edit the recorded name by hand."""
     names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text() if os.path.exists("/proc") else "")
     name = re.sub(r"\((R|TM)\)| CPU| Processor| \d+-Core| @.*", "", names[0] if names else platform.processor())
     return f"{os.cpu_count()} cores of an {name.strip()}"
@@ -148,11 +151,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=RECORDINGS)
     parser.add_argument("--results_dir", type=Path, default=ROOT / "docs/results")
-    known, options = parser.parse_known_args()
+    known, train_options = parser.parse_known_args()
     record, command = RECORDINGS[known.name]
     (ROOT / ".cache").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        result = record(" ".join([command, *map(shlex.quote, options)]), Path(folder))
+        result = record(" ".join([command, *map(shlex.quote, train_options)]), Path(folder))
     versions = {"python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     date = datetime.date.today().isoformat()

@@ -1,4 +1,4 @@
-"""Runs the README's blocks that show what they print, as printed, and writes what they print now: `make readme`."""
+"""Runs the README's blocks of commands that show an output, and updates this output: `make readme`."""
 
 from tutorial import BLOCKS, PAGES, ROOT, run_block, same_lines
 

@@ -1,4 +1,4 @@
-"""The pictures of the README: drawn from what was recorded, and small enough for a page."""
+"""The figures of the README: drawn from the recorded runs, small, and accessible."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ def draw(output_dir: Path, results_dir: Path = RESULTS) -> list[str]:
     return sorted(path.name for path in output_dir.glob("*.svg"))
 
 
-def test_the_pictures_are_what_the_program_draws_from_the_results(tmp_path):
+def test_the_figures_match_the_recorded_results(tmp_path):
     drawn = draw(tmp_path)
     assert drawn == sorted(f"{name}-{theme}.svg" for name in NAMES for theme in ("light", "dark"))
     assert drawn == sorted(path.name for path in FIGURES.iterdir())
@@ -28,35 +28,35 @@ def test_the_pictures_are_what_the_program_draws_from_the_results(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(FIGURES.iterdir()), ids=lambda path: path.name)
-def test_a_picture_is_small_and_tells_those_who_do_not_see_it_what_it_shows(path):
+def test_a_figure_is_small_and_has_a_text_alternative(path):
     svg = "{http://www.w3.org/2000/svg}"
-    picture = ElementTree.parse(path).getroot()
+    figure = ElementTree.parse(path).getroot()
     assert path.stat().st_size < 30_000
-    assert picture.get("role") == "img"
-    assert picture.findtext(f"{svg}title") and picture.findtext(f"{svg}desc")
-    assert picture.findtext(f"{svg}text")  # and not the outlines of its letters
+    assert figure.get("role") == "img"
+    assert figure.findtext(f"{svg}title") and figure.findtext(f"{svg}desc")
+    assert figure.findtext(f"{svg}text")  # and not the outlines of its letters
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
-def test_a_result_says_how_it_came_about(path):
+def test_a_result_states_its_command_date_hardware_and_versions(path):
     result = json.loads(path.read_text())
     assert result["command"].startswith("python app/train.py ")
     assert result["date"] and result["hardware"] and result["versions"].keys() >= {"python", "torch"}
 
 
-def test_the_recorded_interruption_has_changed_nothing():
+def test_the_recorded_interruption_changed_no_result():
     result = json.loads((RESULTS / "interruption.json").read_text())
     expected = {step["step"]: step["loss"] for step in result["uninterrupted"]["steps"]}
     first, second = result["interrupted"]
     assert first["signal"] == 9
-    assert first["steps"][-1]["step"] >= second["steps"][0]["step"], "no step was done twice"
+    assert first["steps"][-1]["step"] >= second["steps"][0]["step"], "no step was repeated"
     assert {step["step"]: step["loss"] for step in first["steps"] + second["steps"]} == expected
     assert {step["step"]: step["loss"] for step in second["steps"] + first["steps"]} == expected
     assert second["model_sha256"] == result["uninterrupted"]["model_sha256"]
 
 
 @pytest.mark.slow
-def test_what_is_recorded_can_be_drawn(tmp_path):
+def test_a_new_recording_can_be_drawn(tmp_path):
     tiny = [*SYNTHETIC, "--model=tiny.Tiny", "--data.batch_size=5", "--trainer.accelerator=cpu", "--trainer.devices=1"]
     slow = ["--trainer.callbacks=tiny.Drill", "--trainer.callbacks.file=step", "--trainer.callbacks.seconds=0.03"]
     for name, options in [("defaults", tiny), ("interruption", [*tiny, *slow])]:

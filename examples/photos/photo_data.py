@@ -1,4 +1,4 @@
-"""Photos in the folders `train`, `val` and `test`, each of which has a folder per class."""
+"""Photos in the folders `train`, `val` and `test`, each with one folder per class."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ TO_TENSOR = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), 
 
 
 class Photos(ImageFolder):
-    """Tells StatefulDataLoader the random state of its worker, so that a resumed run augments as it would have."""
+    """Saves the random state of a worker of StatefulDataLoader, so that a resumed run augments exactly as before."""
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {"random_state": torch.get_rng_state()}
@@ -23,26 +23,35 @@ class Photos(ImageFolder):
 
 
 class PhotoData(LightningDataModule):
+    """Photos in the folders `train`, `val` and `test` of `root`.
+
+    Args:
+        root: Folder of the photos.
+        batch_size: Photos per process and step.
+        image_size: Width and height of the images in a batch, in pixels.
+        num_workers: Worker processes per loader.
+    """
+
     def __init__(self, root: str = "photos", batch_size: int = 32, image_size: int = 64, num_workers: int = 2):
         super().__init__()
         self.save_hyperparameters()
-        self.loading = {"batch_size": batch_size, "num_workers": num_workers}
+        self.loader_kwargs = {"batch_size": batch_size, "num_workers": num_workers}
 
     def setup(self, stage: str) -> None:
         root, size = Path(self.hparams.root), self.hparams.image_size
         augment = [transforms.RandomResizedCrop(size, scale=(0.5, 1.0)), transforms.RandomHorizontalFlip()]
-        whole = [transforms.Resize(size), transforms.CenterCrop(size)]
+        center_crop = [transforms.Resize(size), transforms.CenterCrop(size)]
         self.train = Photos(root / "train", transforms.Compose(augment + TO_TENSOR))
         self.val, self.test = (
-            ImageFolder(root / name, transforms.Compose(whole + TO_TENSOR)) for name in ("val", "test")
+            ImageFolder(root / name, transforms.Compose(center_crop + TO_TENSOR)) for name in ("val", "test")
         )
 
     def train_dataloader(self) -> StatefulDataLoader:
         sampler = DistributedSampler(self.train, self.trainer.world_size, self.trainer.global_rank)
-        return StatefulDataLoader(self.train, sampler=sampler, **self.loading)
+        return StatefulDataLoader(self.train, sampler=sampler, **self.loader_kwargs)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.val, **self.loading)
+        return DataLoader(self.val, **self.loader_kwargs)
 
     def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.test, **self.loading)
+        return DataLoader(self.test, **self.loader_kwargs)

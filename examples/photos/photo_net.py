@@ -1,4 +1,4 @@
-"""A ResNet-18 that tells photos apart."""
+"""A ResNet-18 that classifies photos."""
 
 import torch
 from pytorch_lightning import LightningModule
@@ -8,18 +8,26 @@ from torchvision.models import resnet18
 
 
 class PhotoNet(LightningModule):
-    """Starts from `weights`, a file like torchvision's for ResNet-18, or at random; its last layer fits any classes."""
+    """A ResNet-18 with random weights, or with those of a file.
+
+    Args:
+        num_classes: Number of classes.
+        lr: Maximum learning rate.
+        weights: File with a state dict of torchvision's ResNet-18. If its number of classes differs, the last layer
+            keeps its random weights.
+    """
 
     def __init__(self, num_classes: int = 3, lr: float = 0.001, weights: str | None = None):
         super().__init__()
         self.save_hyperparameters()
         self.network = resnet18(num_classes=num_classes)
         if weights:
-            known = torch.load(weights, weights_only=True)
-            if len(known["fc.bias"]) != num_classes:
-                known |= self.network.fc.state_dict(prefix="fc.")
-            self.network.load_state_dict(known)
-        self.val_acc, self.test_acc = (MulticlassAccuracy(num_classes, average="micro") for _ in range(2))
+            state_dict = torch.load(weights, weights_only=True)
+            if len(state_dict["fc.bias"]) != num_classes:
+                state_dict |= self.network.fc.state_dict(prefix="fc.")
+            self.network.load_state_dict(state_dict)
+        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(images)

@@ -1,4 +1,4 @@
-"""The tutorial's pages, and their blocks of commands as people paste them."""
+"""The pages of the tutorial, and their blocks of commands, run as a reader would run them."""
 
 import os
 import re
@@ -17,7 +17,7 @@ class Block(NamedTuple):
     language: str
     fate: str  # "executed by FILE", "parsed" or "not run: REASON"
     commands: str
-    output: str  # as the page shows it; some of the lines
+    output: str  # some of its lines, as the page shows them
 
 
 BLOCKS = [
@@ -28,14 +28,14 @@ BLOCKS = [
 
 
 def block(words: str) -> str:
-    """The commands of the only block that is just this, or else of the only one with these words."""
+    """Returns the commands of the only block that equals `words`, or else of the only block that contains them."""
     same = [block.commands for block in BLOCKS if block.commands == words]
     (found,) = same or [block.commands for block in BLOCKS if words in block.commands]
     return found
 
 
 def run_block(commands: str, cwd: Path, **environment: str) -> str:
-    """What a block prints in an activated virtual environment."""
+    """Runs the commands of a block in an activated virtual environment, and returns their stdout."""
     environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | environment
     command = ["bash", "-c", commands]
     result = subprocess.run(command, cwd=cwd, env=ENVIRONMENT | environment, capture_output=True, text=True)
@@ -44,12 +44,12 @@ def run_block(commands: str, cwd: Path, **environment: str) -> str:
 
 
 def form(line: str) -> str:
-    """A line without its numbers, which differ from machine to machine, but for the one of an epoch."""
+    """Replaces the numbers in a line, which differ between machines, except the number of an epoch."""
     return re.sub(r"(?<!epoch=)\d[\d.]*", "#", line)
 
 
 def same_lines(shown: str, output: str) -> list[str]:
-    """The lines of a command's output that have the forms of those that a page shows, in their order."""
+    """Returns the lines of `output` that have the same form as the lines shown on a page, in the same order."""
     lines = iter(output.splitlines())
     found = [next((line for line in lines if form(line) == form(wanted)), None) for wanted in shown.splitlines()]
     assert None not in found, f"no line like {shown.splitlines()[found.index(None)]!r} in\n{output}"
