@@ -18,17 +18,18 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from launcher.account import find_session
-from launcher.checks import check_options, check_request, end_check, start_check
-from launcher.command_line import SWITCH, Parser, channel, errors_in_one_line, item, stop_at_signals, yaml_item
+from launcher.account import create_session
+from launcher.checks import check_options, check_request, start_check, wait_for_check
+from launcher.command_line import BOOLEAN, Parser, channel, exit_on_signals, key_value, one_line_errors, yaml_key_value
 from launcher.local_mode import check_machine, git_commit
 
+# Sent with every job, so that a job whose GPU does not work fails instead of training on the CPU.
+DEVICE_HYPERPARAMS = {"trainer.accelerator": "gpu", "trainer.devices": "-1"}
+# Not sent with config=FILE, because they would override the values of that file.
 DEFAULT_HYPERPARAMS = {
     "data": "CIFAR10DataModule",
     "optimizer": "Adam",
     "optimizer.lr": "0.001",
-    "trainer.accelerator": "gpu",
-    "trainer.devices": "-1",
     "trainer.max_epochs": "5",
     "logger.name": "tutorial",
 }
@@ -40,7 +41,7 @@ LOG_DIR = "/opt/ml/output/tensorboard"  # from where SageMaker copies the log to
 def read_options(args: list[str] | None = None) -> Namespace:
     usage = f"python run_sagemaker.py [options]\n\n{__doc__}"
     parser = Parser(usage=usage, allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)
-    option, items = parser.add_argument, {"nargs": "*", "default": [], "type": item, "metavar": "NAME=value"}
+    option, items = parser.add_argument, {"nargs": "*", "default": [], "type": key_value, "metavar": "NAME=value"}
     option("--image_uri", default="sagemaker-tutorial", help="Of docker/build-image.sh, or $(docker/image-uri.sh).")
     option("--role", help="ARN of SageMaker's execution role; not needed locally.")
     option("--instance_type", default="local_gpu", help="ml.…, or here local_gpu, with all GPUs, or local.")
@@ -54,23 +55,26 @@ def read_options(args: list[str] | None = None) -> Namespace:
     option("--job_name", help="Name of the job, if not that of the image with the time.")
     option("--max_run", type=int, default=24 * 60 * 60, help="Seconds after which SageMaker stops the job.")
     option("--checkpoint_path", help="Folder, in the cloud s3://…, for checkpoints, where the next job goes on.")
-    option("--spot_instances", **SWITCH, default=False, help="Use spare instances; say a --checkpoint_path too.")
+    option("--spot_instances", **BOOLEAN, default=False, help="Use spare instances; say a --checkpoint_path too.")
     option("--max_wait", type=int, help="Seconds for waiting and training on spot instances; max_run if not said.")
     option("--max_retry", type=int, help="How often SageMaker repeats a job after an error of its own, from 1 to 30.")
-    option("--estimator", **items | {"type": yaml_item}, help="The SDK's other arguments, as YAML: volume_size=100.")
+    option(
+        "--estimator", **items | {"type": yaml_key_value}, help="The SDK's other arguments, as YAML: volume_size=100."
+    )
     option("--region", help="Region of all this, if not that of AWS_REGION, AWS_DEFAULT_REGION or your profile.")
     option("--profile", help="Profile of your AWS configuration, if not that of AWS_PROFILE.")
     option("--attach", metavar="JOB", help="Show the log of a job from its start, and end as if it was started here.")
     option("--stop", metavar="JOB", help="Stop a job that is running; what it has saved stays.")
-    option("--wait", **SWITCH, default=True, help="Show the log until the job ends; --wait=false returns at once.")
-    option("--dry_run", **SWITCH, default=False, help="Check the options and print what would be started.")
+    option("--wait", **BOOLEAN, default=True, help="Show the log until the job ends; --wait=false returns at once.")
+    option("--dry_run", **BOOLEAN, default=False, help="Check the options and print what would be started.")
     options = parser.parse_args(args)
     options.is_local = options.instance_type in ("local", "local_gpu") and not (options.attach or options.stop)
     options.channels = dict(options.input_path)
     if len(options.channels) < len(options.input_path):
         parser.error("--input_path: each folder needs a name of its own, as in train=s3://… val=s3://…")
     given = dict(options.hyperparams)
-    hyperparams = given if "config" in given else DEFAULT_HYPERPARAMS | given  # which would win over a recipe
+    defaults = DEVICE_HYPERPARAMS if "config" in given else DEFAULT_HYPERPARAMS | DEVICE_HYPERPARAMS
+    hyperparams = defaults | given
     options.hyperparams = {name: value for name, value in hyperparams.items() if value != "null"}
     save_dir = options.hyperparams.get("logger.save_dir", "")
     options.log_uri = save_dir if save_dir.startswith("s3://") else None
@@ -80,23 +84,23 @@ def read_options(args: list[str] | None = None) -> Namespace:
 
 
 def main() -> None:
-    stop_at_signals()
-    with errors_in_one_line():
+    exit_on_signals()
+    with one_line_errors():
         launch(read_options())
 
 
 def launch(options: Namespace) -> None:
     if options.attach or options.stop:
-        return come_back(options)
+        return attach_or_stop(options)
     check_options(options)
     if options.is_local and not options.dry_run:
         check_machine(options)
     elif not options.dry_run:  # there must be credentials before anything is uploaded
-        find_session(options).client("sts").get_caller_identity()
+        create_session(options).client("sts").get_caller_identity()
     check = start_check(options.hyperparams, options.channels, APP_DIR)
     with tempfile.TemporaryDirectory(prefix="sagemaker-", ignore_cleanup_errors=True) as container_root:
         estimator = make_estimator(options, str(Path(container_root).resolve()))
-        end_check(check)
+        wait_for_check(check)
         if not options.is_local:
             count, hours = options.instance_count, options.instance_count * options.max_run / 3600
             quota = f"{options.instance_type} for {'spot ' if options.spot_instances else ''}training job usage"
@@ -104,10 +108,10 @@ def launch(options: Namespace) -> None:
         if options.dry_run:
             preview(estimator, options)
         elif options.is_local:
-            train_here(estimator, options)
+            train_locally(estimator, options)
         else:
             estimator.fit(inputs(options), job_name=options.job_name, wait=False)
-            follow(estimator.sagemaker_session, estimator.latest_training_job.name, options)
+            follow_job(estimator.sagemaker_session, estimator.latest_training_job.name, options)
 
 
 def make_estimator(options: Namespace, container_root: str) -> Any:
@@ -135,7 +139,7 @@ def make_estimator(options: Namespace, container_root: str) -> Any:
         "max_wait": options.max_wait or (options.max_run if options.spot_instances else None),
         "max_retry_attempts": options.max_retry,
         "tensorboard_output_config": log_config,
-        "sagemaker_session": make_session(find_session(options), container_root if options.is_local else ""),
+        "sagemaker_session": make_session(create_session(options), container_root if options.is_local else ""),
         # A folder of its own for each launch: before SageMaker can refuse a taken name, the code is there.
         "code_location": None if options.is_local else f"{as_uri(options.output_path)}/{Path(container_root).name}",
         "container_log_level": logging.WARNING,
@@ -175,18 +179,18 @@ def preview(estimator: Any, options: Namespace) -> None:
     print(f"\nEach container runs:\npython -- train.py {shlex.join(words)}")
 
 
-def train_here(estimator: Any, options: Namespace) -> None:
+def train_locally(estimator: Any, options: Namespace) -> None:
     from launcher.sagemaker_sdk import fit_in_containers
 
-    with errors_in_one_line(code=1):
+    with one_line_errors(code=1):
         fit_in_containers(estimator, inputs(options), options.checkpoint_path)
     model = estimator.model_data.removeprefix("file://")
     output = options.checkpoint_path or model.replace("model.tar", "output.tar")
     print(f"\nmodel   {model}\noutput  {output} (checkpoints, TensorBoard logs)")
 
 
-def come_back(options: Namespace) -> None:
-    session = find_session(options)
+def attach_or_stop(options: Namespace) -> None:
+    session = create_session(options)
     if options.stop:
         session.client("sagemaker").stop_training_job(TrainingJobName=options.stop)
         print(f"stopping {options.stop}; --attach={options.stop} shows how it ends")
@@ -194,10 +198,10 @@ def come_back(options: Namespace) -> None:
         from launcher.sagemaker_sdk import make_session
 
         session.client("sagemaker").describe_training_job(TrainingJobName=options.attach)  # or there is none
-        follow(make_session(session), options.attach, options)
+        follow_job(make_session(session), options.attach, options)
 
 
-def follow(session: Any, job_name: str, options: Namespace) -> None:
+def follow_job(session: Any, job_name: str, options: Namespace) -> None:
     """Says how to come back to a job and, if asked to wait, shows its log until it ends, and its results."""
     from launcher.sagemaker_sdk import show_log
 
@@ -206,7 +210,7 @@ def follow(session: Any, job_name: str, options: Namespace) -> None:
     print(f"job {job_name} goes on without this program. Follow it, or stop it:")
     print(f"  {command} --attach={job_name}\n  {command} --stop={job_name}", flush=True)
     if options.wait:
-        with errors_in_one_line(code=1):
+        with one_line_errors(code=1):
             show_log(session, job_name)
             print_results(session.describe_training_job(job_name))
 

@@ -6,7 +6,7 @@ from typing import Any
 from launcher.command_line import refuse_if
 
 
-def find_session(options: Any) -> Any:
+def create_session(options: Any) -> Any:
     """A session in the region of the job and all it uses, which docker/aws.sh finds by the same rule."""
     import boto3
 

@@ -12,26 +12,35 @@ from launcher.command_line import refuse_if
 from launcher.local_mode import USE_CPU
 
 # What a container has in its environment.
-CONTAINER = {"SM_HOSTS": '["algo-1"]', "SM_MODEL_DIR": "/opt/ml/model", "SM_OUTPUT_DATA_DIR": "/opt/ml/output/data"}
+CONTAINER_ENVIRONMENT = {
+    "SM_HOSTS": '["algo-1"]',
+    "SM_MODEL_DIR": "/opt/ml/model",
+    "SM_OUTPUT_DATA_DIR": "/opt/ml/output/data",
+}
 
 
 def check_options(options: Any) -> None:
     """Raises ValueError for what nobody else would notice, or not in clear words, or not before it costs."""
-    kind = options.instance_type
-    line = f"--hyperparams logger.save_dir={options.log_uri}: only jobs in the cloud log to S3; leave it out here"
-    refuse_if(options.is_local and options.log_uri, line)
+    instance_type = options.instance_type
+    message = f"--hyperparams logger.save_dir={options.log_uri}: only jobs in the cloud log to S3; leave it out here"
+    refuse_if(options.is_local and options.log_uri, message)
     if not options.is_local:
         check_cloud_options(options)
-    has_gpu = kind == "local_gpu" or re.match(r"ml\.[gp][a-z]*\d", kind)
+    has_gpu = instance_type == "local_gpu" or re.match(r"ml\.[gp][a-z]*\d", instance_type)
     needs_gpu = options.hyperparams.get("trainer.accelerator") == "gpu"
-    refuse_if(needs_gpu and not has_gpu, f"--instance_type={kind}: has no GPU for trainer.accelerator=gpu; {USE_CPU}")
+    refuse_if(
+        needs_gpu and not has_gpu, f"--instance_type={instance_type}: has no GPU for trainer.accelerator=gpu; {USE_CPU}"
+    )
 
 
 def check_cloud_options(options: Any) -> None:
-    kind = options.instance_type
-    refuse_if(not kind.startswith("ml."), f"--instance_type={kind}: must be local, local_gpu or SageMaker's, ml.…")
-    line = f"--image_uri={options.image_uri}: must be in ECR for a job in the cloud, as $(docker/image-uri.sh) is"
-    refuse_if("/" not in options.image_uri, line)
+    instance_type = options.instance_type
+    refuse_if(
+        not instance_type.startswith("ml."),
+        f"--instance_type={instance_type}: must be local, local_gpu or SageMaker's, ml.…",
+    )
+    message = f"--image_uri={options.image_uri}: must be in ECR for a job in the cloud, as $(docker/image-uri.sh) is"
+    refuse_if("/" not in options.image_uri, message)
     is_arn = (options.role or "").startswith("arn:")  # the SDK would ask AWS for the ARN of a name
     refuse_if(not is_arn, f"--role={options.role}: must be the ARN of SageMaker's execution role, as README.md says")
     for path in [*options.channels.values(), options.output_path, options.checkpoint_path or "s3://"]:
@@ -54,10 +63,10 @@ def start_check(hyperparams: dict[str, str], channels: Iterable[str], app_dir: P
     command = [sys.executable, "train.py", *options, "--print_config"]
     channel_dirs = {f"SM_CHANNEL_{name.upper()}": f"/opt/ml/input/data/{name}" for name in channels}
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=app_dir, env=os.environ | CONTAINER | channel_dirs, **output)
+    return subprocess.Popen(command, cwd=app_dir, env=os.environ | CONTAINER_ENVIRONMENT | channel_dirs, **output)
 
 
-def end_check(check: subprocess.Popen) -> None:
+def wait_for_check(check: subprocess.Popen) -> None:
     """Repeats what train.py says; raises ValueError with its message if it does not take the options."""
     lines = check.communicate()[1].strip().splitlines()
     refuse_if(check.returncode, f"--hyperparams: {''.join(lines[-1:]).removeprefix('train.py: error: ')}")

@@ -17,7 +17,7 @@ HINTS = {
     "ResourceLimitExceeded": "ask for a higher quota in the Service Quotas of the AWS console, or wait for other jobs",
     "CapacityError": "AWS has no such instances to spare: try again later, another type, another region, or not spot",
 }
-SWITCH = {"type": yaml.safe_load, "choices": (True, False), "nargs": "?", "const": True}  # --wait or --wait=false
+BOOLEAN = {"type": yaml.safe_load, "choices": (True, False), "nargs": "?", "const": True}  # --wait or --wait=false
 
 
 class Parser(ArgumentParser):
@@ -25,15 +25,15 @@ class Parser(ArgumentParser):
         exit_with(f"{message.removeprefix('argument ')}; --help explains all options", 2)
 
 
-def item(text: str) -> tuple[str, str]:
+def key_value(text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not (key and separator):
         raise ArgumentTypeError(f"{text} must be NAME=value")
     return key, value
 
 
-def yaml_item(text: str) -> tuple[str, Any]:
-    key, value = item(text)
+def yaml_key_value(text: str) -> tuple[str, Any]:
+    key, value = key_value(text)
     return key, yaml.safe_load(value)
 
 
@@ -48,7 +48,7 @@ def refuse_if(is_wrong: Any, message: str) -> None:
 
 
 @contextlib.contextmanager
-def errors_in_one_line(code: int = 2) -> Iterator[None]:
+def one_line_errors(code: int = 2) -> Iterator[None]:
     """Ends the program with 2 for what a person has to mend, with `code` for what SageMaker or Docker has refused."""
     try:
         yield
@@ -64,7 +64,7 @@ def errors_in_one_line(code: int = 2) -> Iterator[None]:
         exit_with(f"{message}{''.join(hints)}", 2 if isinstance(error, ValueError) else code)
 
 
-def stop_at_signals() -> None:
+def exit_on_signals() -> None:
     """Lets SIGINT, SIGTERM and SIGHUP end the program with 128 and their number, after it has cleaned up."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

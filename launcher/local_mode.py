@@ -19,12 +19,12 @@ def output_of(*command: str) -> subprocess.CompletedProcess:
 
 def check_machine(options: Any) -> None:
     has_gpu = options.instance_type == "local" or "GPU 0" in output_of("nvidia-smi", "-L").stdout
-    line = f"nvidia-smi finds no GPU; say --instance_type=local, and {USE_CPU}"
-    refuse_if(not has_gpu, f"--instance_type={options.instance_type}: {line}")
+    message = f"nvidia-smi finds no GPU; say --instance_type=local, and {USE_CPU}"
+    refuse_if(not has_gpu, f"--instance_type={options.instance_type}: {message}")
     docker = output_of("docker", "version")
     reason = docker.stdout.strip().rpartition("\n")[2]
-    line = f"Docker is not running, or denies you access: {reason}; see https://docs.docker.com/engine/install/"
-    refuse_if(docker.returncode, line)
+    message = f"Docker is not running, or denies you access: {reason}; see https://docs.docker.com/engine/install/"
+    refuse_if(docker.returncode, message)
     compose_command()
     is_missing = "/" not in options.image_uri and output_of("docker", "image", "inspect", options.image_uri).returncode
     refuse_if(is_missing, f"--image_uri={options.image_uri}: not built yet; build it with ./docker/build-image.sh")

@@ -35,7 +35,7 @@ from aws import AWS, BUCKET, IMAGE, ROLE
 from instances import Instances
 from programs import ROOT
 
-from launcher.command_line import item
+from launcher.command_line import key_value
 
 START = psutil.Process().create_time()
 S3 = f"s3://{BUCKET}"
@@ -140,7 +140,7 @@ def read_options() -> Namespace:
     add(
         "--hyperparams",
         nargs="*",
-        type=item,
+        type=key_value,
         default=[],
         metavar="NAME=value",
         help="Options of app/train.py for both runs.",

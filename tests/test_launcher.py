@@ -16,9 +16,9 @@ from programs import ENVIRONMENT, ROOT
 from toolkit import Host, free_port
 from tutorial import block
 
-from launcher.checks import end_check, start_check
-from launcher.command_line import errors_in_one_line
-from run_sagemaker import APP_DIR, DEFAULT_HYPERPARAMS
+from launcher.checks import start_check, wait_for_check
+from launcher.command_line import one_line_errors
+from run_sagemaker import APP_DIR, DEFAULT_HYPERPARAMS, DEVICE_HYPERPARAMS
 
 CPU = ("trainer.accelerator=cpu", "trainer.devices=1")
 AWS = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("AWS_")}
@@ -156,8 +156,10 @@ def test_a_wrong_option_ends_in_one_line_at_once(laptop, option, line):
     ],
 )
 def test_a_wrong_hyperparameter_ends_in_one_line_on_the_laptop(capsys, item, line):
-    with pytest.raises(SystemExit) as end, errors_in_one_line():
-        end_check(start_check(DEFAULT_HYPERPARAMS | dict([item.split("=")]), ["training"], APP_DIR))
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        wait_for_check(
+            start_check(DEVICE_HYPERPARAMS | DEFAULT_HYPERPARAMS | dict([item.split("=")]), ["training"], APP_DIR)
+        )
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith(f"run_sagemaker.py: error: --hyperparams: {line}")
 
@@ -180,25 +182,25 @@ def test_train_py_checks_its_options_as_in_a_container(tmp_path):
         "SM_OUTPUT_DATA_DIR": "/opt/ml/output/data",
     }
     with pytest.raises(ValueError) as error:
-        end_check(start_check({"b": "2", "a": "x=y"}, ["train", "more-data"], train_py(tmp_path, text)))
+        wait_for_check(start_check({"b": "2", "a": "x=y"}, ["train", "more-data"], train_py(tmp_path, text)))
     expected = [f"{name}={value}" for name, value in seen.items()]
     assert str(error.value) == f"--hyperparams: {expected} {['--a=x=y', '--b=2', '--print_config']}"
 
 
 def test_much_on_stderr_does_not_stop_train_py(tmp_path):
-    end_check(start_check({}, [], train_py(tmp_path, "import sys\nprint('x' * 10**6, file=sys.stderr)\n")))
+    wait_for_check(start_check({}, [], train_py(tmp_path, "import sys\nprint('x' * 10**6, file=sys.stderr)\n")))
 
 
 def test_the_warnings_of_train_py_are_repeated_once(tmp_path, capsys):
     text = "import sys\nfor line in ['train.py: warning: no data_dir'] * 2 + ['something else']:\n"
     text += "    print(line, file=sys.stderr)\n"
-    end_check(start_check({}, [], train_py(tmp_path, text)))
+    wait_for_check(start_check({}, [], train_py(tmp_path, text)))
     assert capsys.readouterr().err == "train.py: warning: no data_dir\n"
 
 
 def test_an_error_of_python_itself_is_one_line_too(tmp_path):
     with pytest.raises(ValueError, match=r"--hyperparams: .*ZeroDivisionError"):
-        end_check(start_check({}, [], train_py(tmp_path, "1 / 0\n")))
+        wait_for_check(start_check({}, [], train_py(tmp_path, "1 / 0\n")))
 
 
 def test_without_docker_the_launcher_says_where_to_get_it(laptop):

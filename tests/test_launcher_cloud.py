@@ -24,8 +24,8 @@ from instances import execute
 from programs import ROOT
 from tutorial import block
 
-from launcher.account import find_session
-from launcher.command_line import errors_in_one_line
+from launcher.account import create_session
+from launcher.command_line import one_line_errors
 from run_sagemaker import launch as launch_with
 from run_sagemaker import print_results, read_options
 
@@ -97,12 +97,12 @@ def check(account, monkeypatch, capsys):
 
     def check_as(*options: str, environment: dict[str, str] | None = None, code: int = 2) -> str:
         before = time.monotonic()
-        with monkeypatch.context() as patch, exit_code() as end:
+        with monkeypatch.context() as patch, captured_exit_code() as end:
             for name in [name for name in os.environ if name.startswith("AWS_")]:
                 patch.delenv(name)
             for name, value in (environment or account.environment).items():
                 patch.setenv(name, value)
-            find_session(read_options([*OPTIONS, *options])).client("sts").get_caller_identity()
+            create_session(read_options([*OPTIONS, *options])).client("sts").get_caller_identity()
         assert end.get("code", 0) == code
         assert time.monotonic() - before < 5
         stderr = capsys.readouterr().err
@@ -113,11 +113,11 @@ def check(account, monkeypatch, capsys):
 
 
 @contextlib.contextmanager
-def exit_code() -> Iterator[dict[str, int]]:
+def captured_exit_code() -> Iterator[dict[str, int]]:
     """Like the launcher, but it says the exit code instead of ending with it."""
     end: dict[str, int] = {}
     try:
-        with errors_in_one_line():
+        with one_line_errors():
             yield end
     except SystemExit as error:
         end["code"] = error.code
@@ -146,7 +146,7 @@ def test_one_region_is_found_by_the_rule_of_the_scripts(tmp_path, monkeypatch, o
         monkeypatch.delenv(name, raising=False)
     for name, value in (environment | {"AWS_CONFIG_FILE": str(tmp_path / "config")}).items():
         monkeypatch.setenv(name, value)
-    assert find_session(read_options([*OPTIONS, *options.split()])).region_name == region
+    assert create_session(read_options([*OPTIONS, *options.split()])).region_name == region
 
 
 def test_without_credentials_the_launcher_says_so(account, check):
@@ -243,7 +243,7 @@ def test_a_job_with_a_checkpoint_path_ends_with_that(capsys):
 
 def end_of(capsys, **description: str) -> str:
     """The line that the launcher ends with after a job of this description."""
-    with exit_code() as end:
+    with captured_exit_code() as end:
         print_results(JOB | description)
     assert end["code"] == 2
     return capsys.readouterr().err.removeprefix("run_sagemaker.py: error: ").rstrip()
@@ -302,40 +302,40 @@ checkpoints  s3://{BUCKET}/output/my-job/output/output.tar.gz
     )
 
 
-def come_back_to(account: AWS, monkeypatch, *options: str) -> int:
+def attach_or_stop_in_process(account: AWS, monkeypatch, *options: str) -> int:
     """Comes back to a job, in this process; returns the exit code."""
     for name, value in account.environment.items():
         monkeypatch.setenv(name, value)
-    with exit_code() as end:
+    with captured_exit_code() as end:
         launch_with(read_options(list(options)))
     return end.get("code", 0)
 
 
 def test_a_job_that_is_stopped_ends_for_who_is_attached(running, monkeypatch, capsys):
-    assert come_back_to(running, monkeypatch, "--stop=my-job") == 0
+    assert attach_or_stop_in_process(running, monkeypatch, "--stop=my-job") == 0
     assert capsys.readouterr().out == "stopping my-job; --attach=my-job shows how it ends\n"
     job = running.client("sagemaker").describe_training_job(TrainingJobName="my-job")
     assert job["TrainingJobStatus"] == "Stopping"
     running.describe("my-job", training_job_status="Stopped", secondary_status="Stopped")
-    assert come_back_to(running, monkeypatch, "--attach=my-job") == 1
+    assert attach_or_stop_in_process(running, monkeypatch, "--attach=my-job") == 1
     assert capsys.readouterr().err == "run_sagemaker.py: error: job my-job ended as Stopped: Stopped\n"
 
 
 def test_a_job_that_has_ended_cannot_be_stopped(running, monkeypatch, capsys):
     running.describe("my-job", training_job_status="Completed", secondary_status="Completed")
-    assert come_back_to(running, monkeypatch, "--stop=my-job") == 2
+    assert attach_or_stop_in_process(running, monkeypatch, "--stop=my-job") == 2
     assert "the training job is in status Completed" in capsys.readouterr().err
 
 
 def test_a_job_on_spot_instances_that_never_trained_ends_in_one_line(running, monkeypatch, capsys):
     stopped = {"training_job_status": "Stopped", "secondary_status": "Stopped", "enable_managed_spot_training": True}
     running.describe("my-job", **stopped, billable_time_in_seconds=0, training_time_in_seconds=0)
-    assert come_back_to(running, monkeypatch, "--attach=my-job") == 1
+    assert attach_or_stop_in_process(running, monkeypatch, "--attach=my-job") == 1
     assert capsys.readouterr().err == "run_sagemaker.py: error: job my-job ended as Stopped: Stopped\n"
 
 
 def test_a_job_that_there_is_not_is_told_in_one_line(account, monkeypatch, capsys):
-    assert come_back_to(account, monkeypatch, "--attach=no-such-job") == 2
+    assert attach_or_stop_in_process(account, monkeypatch, "--attach=no-such-job") == 2
     stderr = capsys.readouterr().err
     assert "no-such-job" in stderr and stderr.count("\n") == 1
 

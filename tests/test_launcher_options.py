@@ -6,9 +6,10 @@ import shlex
 import pytest
 
 from launcher.checks import check_options
-from launcher.command_line import errors_in_one_line
-from run_sagemaker import DEFAULT_HYPERPARAMS, LOG_DIR, METRICS, read_options
+from launcher.command_line import one_line_errors
+from run_sagemaker import DEFAULT_HYPERPARAMS, DEVICE_HYPERPARAMS, LOG_DIR, METRICS, read_options
 
+ALL_HYPERPARAMS = DEFAULT_HYPERPARAMS | DEVICE_HYPERPARAMS
 CLOUD = (
     "--image_uri=123456789012.dkr.ecr.eu-central-1.amazonaws.com/sagemaker-tutorial:1",
     "--role=arn:aws:iam::123456789012:role/sagemaker",
@@ -20,7 +21,7 @@ CLOUD = (
 
 def refusal(capsys, *args: str) -> str:
     """The only line on stderr, without the program's name; the exit code is 2."""
-    with pytest.raises(SystemExit) as end, errors_in_one_line():
+    with pytest.raises(SystemExit) as end, one_line_errors():
         check_options(read_options(list(args)))
     assert end.value.code == 2
     stderr = capsys.readouterr().err
@@ -30,7 +31,7 @@ def refusal(capsys, *args: str) -> str:
 
 def test_without_options_the_defaults_count():
     options = read_options([])
-    assert options.hyperparams == DEFAULT_HYPERPARAMS and options.metrics == METRICS
+    assert options.hyperparams == ALL_HYPERPARAMS and options.metrics == METRICS
     assert options.image_uri == "sagemaker-tutorial" and options.is_local
     assert options.wait and not options.dry_run
 
@@ -46,17 +47,29 @@ def test_a_switch_can_be_said_with_and_without_a_value(words, value):
 def test_an_item_keeps_all_that_follows_its_first_equals_sign():
     options = read_options(["--environment", "A=b=c", "B=", "--hyperparams", "logger.name=a=b"])
     assert dict(options.environment) == {"A": "b=c", "B": ""}
-    assert options.hyperparams == DEFAULT_HYPERPARAMS | {"logger.name": "a=b"}
+    assert options.hyperparams == ALL_HYPERPARAMS | {"logger.name": "a=b"}
 
 
 def test_null_removes_a_hyperparameter():
     hyperparams = read_options(["--hyperparams", "optimizer=null", "optimizer.lr=null"]).hyperparams
-    assert hyperparams.keys() == DEFAULT_HYPERPARAMS.keys() - {"optimizer", "optimizer.lr"}
+    assert hyperparams.keys() == ALL_HYPERPARAMS.keys() - {"optimizer", "optimizer.lr"}
 
 
-def test_a_recipe_takes_the_place_of_all_default_hyperparameters():
+def test_config_drops_all_default_hyperparameters_except_the_devices():
     hyperparams = read_options(["--hyperparams", "config=fast.yaml", "trainer.max_epochs=1"]).hyperparams
-    assert hyperparams == {"config": "fast.yaml", "trainer.max_epochs": "1"}
+    assert hyperparams == DEVICE_HYPERPARAMS | {"config": "fast.yaml", "trainer.max_epochs": "1"}
+
+
+@pytest.mark.parametrize(
+    "args, devices",
+    [
+        ("trainer.accelerator=cpu trainer.devices=2", {"trainer.accelerator": "cpu", "trainer.devices": "2"}),
+        ("trainer.accelerator=null trainer.devices=null", {}),
+    ],
+)
+def test_with_config_the_devices_can_be_set_or_removed(args, devices):
+    hyperparams = read_options(["--hyperparams", "config=fast.yaml", *args.split()]).hyperparams
+    assert hyperparams == {"config": "fast.yaml"} | devices
 
 
 def test_a_log_in_s3_is_written_to_the_folder_from_which_sagemaker_copies_it():
@@ -106,6 +119,7 @@ def test_what_cannot_be_read_ends_in_one_line(capsys, args, line):
 @pytest.mark.parametrize(
     "args, line",
     [
+        ("--instance_type=local --hyperparams config=fast.yaml", "--instance_type=local: has no GPU"),
         ("--instance_type=local", "--instance_type=local: has no GPU for trainer.accelerator=gpu; train on the CPU "),
         (
             "--hyperparams logger.save_dir=s3://my-bucket/x",

@@ -17,7 +17,7 @@ from programs import ROOT
 from sagemaker import Session
 
 from launcher.checks import check_request
-from launcher.command_line import errors_in_one_line
+from launcher.command_line import one_line_errors
 from launcher.local_mode import git_commit
 from launcher.sagemaker_sdk import make_session, preview_request
 from run_sagemaker import LOG_DIR, inputs, launch, make_estimator, metric_regex, read_options
@@ -80,6 +80,20 @@ def test_options_go_where_sagemaker_wants_them():
     assert request["OutputDataConfig"] == {"S3OutputPath": "s3://my-bucket/output"}
     assert request["HyperParameters"]["trainer.max_epochs"] == '"1"'
     assert request["HyperParameters"]["optimizer.lr"] == '"0.001"'
+
+
+@pytest.mark.parametrize("args", [(), CLOUD], ids=["on this machine", "in the cloud"])
+def test_the_first_commands_of_the_tutorial_send_seven_hyperparameters(tmp_path, args):
+    hyperparameters = preview(*args, container_root=tmp_path)["HyperParameters"]
+    assert {name: value for name, value in hyperparameters.items() if not name.startswith("sagemaker_")} == {
+        "data": '"CIFAR10DataModule"',
+        "optimizer": '"Adam"',
+        "optimizer.lr": '"0.001"',
+        "trainer.accelerator": '"gpu"',
+        "trainer.devices": '"-1"',
+        "trainer.max_epochs": '"5"',
+        "logger.name": '"tutorial"',
+    }
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
@@ -248,7 +262,7 @@ def test_letters_of_all_languages_are_allowed_in_tags():
     ],
 )
 def test_what_the_sdk_does_not_do_on_this_machine_it_says_itself(tmp_path, capsys, args, line):
-    with pytest.raises(SystemExit) as end, errors_in_one_line():
+    with pytest.raises(SystemExit) as end, one_line_errors():
         preview(*args.split(), container_root=tmp_path)
     assert end.value.code == 2 and capsys.readouterr().err == f"run_sagemaker.py: error: {line}\n"
 
