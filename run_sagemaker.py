@@ -1,4 +1,4 @@
-"""Trains with SageMaker's Python SDK: app/train.py, in containers of one image, on this machine or in the cloud.
+"""Trains with the SageMaker Python SDK: runs app/train.py in containers, on this machine or in the cloud.
 
 In one container, on all GPUs:  python run_sagemaker.py
 In four, on the CPU:            python run_sagemaker.py --instance_type=local --instance_count=4 \\
@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 import tempfile
-from argparse import ArgumentDefaultsHelpFormatter, Namespace
+from argparse import Namespace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -35,46 +35,62 @@ DEFAULT_HYPERPARAMS = {
 }
 METRICS = ["train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "images_per_second"]
 APP_DIR = Path(__file__).resolve().parent / "app"
-LOG_DIR = "/opt/ml/output/tensorboard"  # from where SageMaker copies the log to S3 if it is not told another folder
+LOG_DIR = "/opt/ml/output/tensorboard"  # SageMaker copies this folder to S3 during the job
 
 
 def read_options(args: list[str] | None = None) -> Namespace:
-    usage = f"python run_sagemaker.py [options]\n\n{__doc__}"
-    parser = Parser(usage=usage, allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)
-    option, items = parser.add_argument, {"nargs": "*", "default": [], "type": key_value, "metavar": "NAME=value"}
-    option("--image_uri", default="sagemaker-tutorial", help="Of docker/build-image.sh, or $(docker/image-uri.sh).")
-    option("--role", help="ARN of SageMaker's execution role; not needed locally.")
-    option("--instance_type", default="local_gpu", help="ml.…, or here local_gpu, with all GPUs, or local.")
-    option("--instance_count", type=int, default=1, help="Instances or local containers, which train one model.")
-    paths = {"nargs": "+", "type": channel, "metavar": "[NAME=]FOLDER"}
-    option("--input_path", **paths, default=[("training", ".cache")], help="The job's channels, in the cloud s3://….")
-    option("--output_path", default="output", help="Folder, in the cloud s3://…, for model.tar.gz and output.tar.gz.")
-    option("--hyperparams", **items, help="Options of app/train.py; NAME=null removes a default, config=FILE all.")
-    option("--metrics", nargs="*", default=METRICS, help="Names of metrics that CloudWatch plots.")
-    option("--environment", **items, help="Variables in the containers; AWS shows them to many.")
-    option("--job_name", help="Name of the job, if not that of the image with the time.")
-    option("--max_run", type=int, default=24 * 60 * 60, help="Seconds after which SageMaker stops the job.")
-    option("--checkpoint_path", help="Folder, in the cloud s3://…, for checkpoints, where the next job goes on.")
-    option("--spot_instances", **BOOLEAN, default=False, help="Use spare instances; say a --checkpoint_path too.")
-    option("--max_wait", type=int, help="Seconds for waiting and training on spot instances; max_run if not said.")
-    option("--max_retry", type=int, help="How often SageMaker repeats a job after an error of its own, from 1 to 30.")
-    option(
-        "--estimator", **items | {"type": yaml_key_value}, help="The SDK's other arguments, as YAML: volume_size=100."
+    """Returns the options, with `is_local`, `channels` (name to path), `hyperparams` (as sent), and `log_uri`."""
+    parser = Parser(usage=f"python run_sagemaker.py [options]\n\n{__doc__}", allow_abbrev=False)
+    key_values = {"nargs": "*", "default": [], "type": key_value, "metavar": "NAME=value"}
+
+    add = parser.add_argument_group(
+        "job", "Example: --job_name=my-job --hyperparams trainer.max_epochs=10"
+    ).add_argument
+    add("--hyperparams", **key_values, help="Options of app/train.py. NAME=null removes a default of this program.")
+    add("--job_name", help="Name of the job (default: image name and timestamp).")
+    add("--wait", **BOOLEAN, default=True, help="Show the log until the job ends; --wait=false returns at once.")
+    add("--attach", metavar="JOB", help="Show the log of a job in the cloud from its start, and wait for its end.")
+    add("--stop", metavar="JOB", help="Stop a job in the cloud. Its checkpoints stay.")
+    add("--dry_run", **BOOLEAN, default=False, help="Check the options and print the request instead of sending it.")
+
+    add = parser.add_argument_group(
+        "data", "Example: --input_path train=s3://my-bucket/train val=s3://..."
+    ).add_argument
+    paths = {"nargs": "+", "type": channel, "metavar": "[NAME=]PATH", "default": [("training", ".cache")]}
+    add("--input_path", **paths, help="Input channels: folders, in S3 for the cloud (default: training=.cache).")
+    add("--output_path", default="output", help="Folder of model.tar.gz and output.tar.gz (default: output).")
+    add("--checkpoint_path", help="Folder of checkpoints. A job with the same options resumes from them.")
+
+    add = parser.add_argument_group("containers", "Example: --instance_type=local --instance_count=4").add_argument
+    add("--instance_type", default="local_gpu", help="ml.*, or on this machine local or local_gpu (the default).")
+    add("--instance_count", type=int, default=1, help="Number of instances or local containers (default: 1).")
+    image = "Local tag, or ECR URI such as $(docker/image-uri.sh) (default: sagemaker-tutorial)."
+    add("--image_uri", default="sagemaker-tutorial", help=image)
+    add("--environment", **key_values, help="Environment variables; visible to anyone who can describe the job.")
+
+    add = parser.add_argument_group("cloud", "Example: --spot_instances --max_wait=172800 --max_run=86400").add_argument
+    add("--role", help="ARN of SageMaker's execution role.")
+    add("--region", help="AWS region of the job (default: AWS_REGION, AWS_DEFAULT_REGION, or your profile's).")
+    add("--profile", help="Profile of your AWS configuration (default: AWS_PROFILE).")
+    add("--max_run", type=int, default=86400, help="Seconds after which SageMaker stops the job (default: 86400).")
+    add("--spot_instances", **BOOLEAN, default=False, help="Use spot instances; set --checkpoint_path as well.")
+    add("--max_wait", type=int, help="Seconds to wait for spot instances and to train (default: that of --max_run).")
+    add("--max_retry", type=int, help="Retries after an internal error of SageMaker, from 1 to 30 (default: none).")
+    estimator = key_values | {"type": yaml_key_value}
+    add("--estimator", **estimator, help="Other arguments of the SDK's Estimator, as YAML, such as volume_size=100.")
+
+    add = parser.add_argument_group("monitoring", "Example: --metrics train_loss val_acc").add_argument
+    add(
+        "--metrics", nargs="*", default=METRICS, help="Metrics that CloudWatch plots (default: those of app/resnet.py)."
     )
-    option("--region", help="Region of all this, if not that of AWS_REGION, AWS_DEFAULT_REGION or your profile.")
-    option("--profile", help="Profile of your AWS configuration, if not that of AWS_PROFILE.")
-    option("--attach", metavar="JOB", help="Show the log of a job from its start, and end as if it was started here.")
-    option("--stop", metavar="JOB", help="Stop a job that is running; what it has saved stays.")
-    option("--wait", **BOOLEAN, default=True, help="Show the log until the job ends; --wait=false returns at once.")
-    option("--dry_run", **BOOLEAN, default=False, help="Check the options and print what would be started.")
+
     options = parser.parse_args(args)
     options.is_local = options.instance_type in ("local", "local_gpu") and not (options.attach or options.stop)
     options.channels = dict(options.input_path)
     if len(options.channels) < len(options.input_path):
-        parser.error("--input_path: each folder needs a name of its own, as in train=s3://… val=s3://…")
+        parser.error("--input_path: each folder needs a different name, as in train=s3://... val=s3://...")
     given = dict(options.hyperparams)
-    defaults = DEVICE_HYPERPARAMS if "config" in given else DEFAULT_HYPERPARAMS | DEVICE_HYPERPARAMS
-    hyperparams = defaults | given
+    hyperparams = DEVICE_HYPERPARAMS | ({} if "config" in given else DEFAULT_HYPERPARAMS) | given
     options.hyperparams = {name: value for name, value in hyperparams.items() if value != "null"}
     save_dir = options.hyperparams.get("logger.save_dir", "")
     options.log_uri = save_dir if save_dir.startswith("s3://") else None
@@ -90,21 +106,22 @@ def main() -> None:
 
 
 def launch(options: Namespace) -> None:
+    if not (options.attach or options.stop):
+        check_options(options)
+    session = create_session(options)
     if options.attach or options.stop:
-        return attach_or_stop(options)
-    check_options(options)
+        return attach_or_stop(options, session)
     if options.is_local and not options.dry_run:
         check_machine(options)
-    elif not options.dry_run:  # there must be credentials before anything is uploaded
-        create_session(options).client("sts").get_caller_identity()
-    check = start_check(options.hyperparams, options.channels, APP_DIR)
-    with tempfile.TemporaryDirectory(prefix="sagemaker-", ignore_cleanup_errors=True) as container_root:
-        estimator = make_estimator(options, str(Path(container_root).resolve()))
-        wait_for_check(check)
+    elif not options.dry_run:
+        session.client("sts").get_caller_identity()  # without credentials, stop before anything is uploaded
+    with tempfile.TemporaryDirectory(prefix="sagemaker-", ignore_cleanup_errors=True) as name:
+        folder = Path(name).resolve()
+        check = start_check(options.hyperparams, options.channels, APP_DIR, folder / "messages")
+        estimator = make_estimator(options, session, folder)
+        wait_for_check(check, folder / "messages")
         if not options.is_local:
-            count, hours = options.instance_count, options.instance_count * options.max_run / 3600
-            quota = f"{options.instance_type} for {'spot ' if options.spot_instances else ''}training job usage"
-            print(f'takes at most {hours:g} instance-hours, and {count} of your quota "{quota}"')
+            print_limits(options)
         if options.dry_run:
             preview(estimator, options)
         elif options.is_local:
@@ -114,10 +131,22 @@ def launch(options: Namespace) -> None:
             follow_job(estimator.sagemaker_session, estimator.latest_training_job.name, options)
 
 
-def make_estimator(options: Namespace, container_root: str) -> Any:
-    """SageMaker's PyTorch Estimator; `container_root` is for temporary files of containers on this machine."""
+def print_limits(options: Namespace) -> None:
+    hours = options.instance_count * options.max_run / 3600
+    quota = f"{options.instance_type} for {'spot ' if options.spot_instances else ''}training job usage"
+    print(f'uses at most {hours:g} instance-hours, and {options.instance_count} of your quota "{quota}"')
+
+
+def make_estimator(options: Namespace, session: Any, folder: Path) -> Any:
+    """Returns SageMaker's PyTorch Estimator.
+
+    Args:
+        options: What `read_options` returns.
+        session: A boto3 session.
+        folder: Temporary folder of this launch, also for the containers on this machine.
+    """
     if options.dry_run or (options.is_local and "s3://" not in f"{options.input_path} {options.output_path}"):
-        os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # nobody needs the credentials that might be there
+        os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # no credentials are needed
     from launcher.sagemaker_sdk import PyTorch, TensorBoardOutputConfig, make_session  # takes seconds to import
 
     in_s3 = "://" in (options.checkpoint_path or "").removeprefix("file://")
@@ -139,32 +168,32 @@ def make_estimator(options: Namespace, container_root: str) -> Any:
         "max_wait": options.max_wait or (options.max_run if options.spot_instances else None),
         "max_retry_attempts": options.max_retry,
         "tensorboard_output_config": log_config,
-        "sagemaker_session": make_session(create_session(options), container_root if options.is_local else ""),
-        # A folder of its own for each launch: before SageMaker can refuse a taken name, the code is there.
-        "code_location": None if options.is_local else f"{as_uri(options.output_path)}/{Path(container_root).name}",
+        "sagemaker_session": make_session(session, str(folder) if options.is_local else ""),
+        # A separate folder for each launch: the code is uploaded before SageMaker can reject a job name that exists.
+        "code_location": None if options.is_local else f"{as_uri(options.output_path)}/{folder.name}",
         "container_log_level": logging.WARNING,
         "debugger_hook_config": False,
         "disable_profiler": True,
     }
     known = {name for base in PyTorch.__mro__ for name in signature(base.__init__).parameters}
-    for name, _ in options.estimator:  # the SDK takes any name, and does not look at those that it does not know
-        if name not in known:
-            raise ValueError(f"--estimator {name}: the Estimator has no such argument")
+    for name, _ in options.estimator:
+        if name not in known:  # which the SDK would ignore
+            raise ValueError(f"--estimator {name}: unknown argument of the Estimator")
     return PyTorch(**arguments | dict(options.estimator))
 
 
 def inputs(options: Namespace) -> dict[str, str]:
-    """The channels of the job; NAME becomes /opt/ml/input/data/NAME in the container, and SM_CHANNEL_NAME says so."""
+    """Returns the URIs of the channels; NAME becomes /opt/ml/input/data/NAME, and SM_CHANNEL_NAME, in containers."""
     return {name: as_uri(path, "/") for name, path in options.channels.items()}
 
 
 def as_uri(path: str, end: str = "") -> str:
-    """A folder as SageMaker takes it; `end="/"` for what it reads, or it would read `my-run2` along with `my-run`."""
+    """Returns the URI of a folder; `end="/"` for prefixes, so that `my-run` does not include `my-run2`."""
     return path.rstrip("/") + end if "://" in path else f"file://{Path(path).absolute()}"
 
 
 def metric_regex(name: str) -> str:
-    """What finds the value of a metric in lines of `name=value`, and not in those of `other/name=value`."""
+    """Returns a regular expression that finds the metric in lines of `name=value`, but not in `other/name=value`."""
     return rf"(?:^|\s){re.escape(name)}=([-+.\deE]+)"
 
 
@@ -186,29 +215,30 @@ def train_locally(estimator: Any, options: Namespace) -> None:
         fit_in_containers(estimator, inputs(options), options.checkpoint_path)
     model = estimator.model_data.removeprefix("file://")
     output = options.checkpoint_path or model.replace("model.tar", "output.tar")
-    print(f"\nmodel   {model}\noutput  {output} (checkpoints, TensorBoard logs)")
+    print(f"\nmodel   {model}")
+    print(f"output  {output} (checkpoints, TensorBoard logs)")
 
 
-def attach_or_stop(options: Namespace) -> None:
-    session = create_session(options)
+def attach_or_stop(options: Namespace, session: Any) -> None:
     if options.stop:
         session.client("sagemaker").stop_training_job(TrainingJobName=options.stop)
         print(f"stopping {options.stop}; --attach={options.stop} shows how it ends")
     else:
         from launcher.sagemaker_sdk import make_session
 
-        session.client("sagemaker").describe_training_job(TrainingJobName=options.attach)  # or there is none
+        session.client("sagemaker").describe_training_job(TrainingJobName=options.attach)  # fails if it does not exist
         follow_job(make_session(session), options.attach, options)
 
 
 def follow_job(session: Any, job_name: str, options: Namespace) -> None:
-    """Says how to come back to a job and, if asked to wait, shows its log until it ends, and its results."""
+    """Prints how to attach to a job; if asked to wait, shows its log until it ends, and its results."""
     from launcher.sagemaker_sdk import show_log
 
     command = f"python run_sagemaker.py --region={session.boto_region_name}"
     command += f" --profile={options.profile}" if options.profile else ""
-    print(f"job {job_name} goes on without this program. Follow it, or stop it:")
-    print(f"  {command} --attach={job_name}\n  {command} --stop={job_name}", flush=True)
+    print(f"job {job_name} keeps running without this program. Follow it, or stop it:")
+    print(f"  {command} --attach={job_name}")
+    print(f"  {command} --stop={job_name}", flush=True)
     if options.wait:
         with one_line_errors(code=1):
             show_log(session, job_name)
@@ -222,7 +252,8 @@ def print_results(job: dict[str, Any]) -> None:
         raise RuntimeError(f"job {job_name} ended as {status}: {' '.join(reason.split())}")
     model = job["ModelArtifacts"]["S3ModelArtifacts"]
     checkpoints = job.get("CheckpointConfig", {}).get("S3Uri") or model.replace("model.tar", "output.tar")
-    print(f"\nmodel        {model}\ncheckpoints  {checkpoints}")
+    print(f"\nmodel        {model}")
+    print(f"checkpoints  {checkpoints}")
 
 
 if __name__ == "__main__":

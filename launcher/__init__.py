@@ -1,1 +1,1 @@
-# The machinery of run_sagemaker.py, which imports it; nothing here knows app/.
+"""What run_sagemaker.py need not show: checks before anything costs, and fixes of the SDK's local mode."""

@@ -3,15 +3,17 @@
 import os
 from typing import Any
 
-from launcher.command_line import refuse_if
-
 
 def create_session(options: Any) -> Any:
-    """A session in the region of the job and all it uses, which docker/aws.sh finds by the same rule."""
+    """Returns a boto3 session in the AWS region of the job, which the scripts of docker/ find by the same rule.
+
+    Raises:
+        ValueError: If a job in the cloud has no region.
+    """
     import boto3
 
     # boto3 does not read AWS_REGION.
     region = options.region or os.environ.get("AWS_REGION") or boto3.Session(profile_name=options.profile).region_name
-    has_region = region or options.is_local or options.dry_run
-    refuse_if(not has_region, "there is no AWS region; name one, such as --region=us-east-1")
+    if not (region or options.is_local or options.dry_run):
+        raise ValueError("no AWS region: pass one, such as --region=us-east-1")
     return boto3.Session(profile_name=options.profile, region_name=region or "us-east-1")

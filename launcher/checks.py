@@ -1,5 +1,6 @@
-"""What can be wrong with the options, whatever the machine and the account, and what train.py says of its own."""
+"""Checks of the options of a launch: on their own, against botocore's model, and by train.py itself."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,67 +9,73 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from launcher.command_line import refuse_if
 from launcher.local_mode import USE_CPU
 
-# What a container has in its environment.
-CONTAINER_ENVIRONMENT = {
-    "SM_HOSTS": '["algo-1"]',
-    "SM_MODEL_DIR": "/opt/ml/model",
-    "SM_OUTPUT_DATA_DIR": "/opt/ml/output/data",
-}
+# The environment of a container, as far as train.py needs it to check its options.
+CONTAINER = {"SM_HOSTS": '["algo-1"]', "SM_MODEL_DIR": "/opt/ml/model", "SM_OUTPUT_DATA_DIR": "/opt/ml/output/data"}
 
 
 def check_options(options: Any) -> None:
-    """Raises ValueError for what nobody else would notice, or not in clear words, or not before it costs."""
+    """Raises ValueError for what AWS or Docker would not notice, or not clearly, or only after it costs."""
     instance_type = options.instance_type
-    message = f"--hyperparams logger.save_dir={options.log_uri}: only jobs in the cloud log to S3; leave it out here"
-    refuse_if(options.is_local and options.log_uri, message)
+    if options.is_local and options.log_uri:
+        raise ValueError(f"--hyperparams logger.save_dir={options.log_uri}: only jobs in the cloud can log to S3")
     if not options.is_local:
         check_cloud_options(options)
     has_gpu = instance_type == "local_gpu" or re.match(r"ml\.[gp][a-z]*\d", instance_type)
-    needs_gpu = options.hyperparams.get("trainer.accelerator") == "gpu"
-    refuse_if(
-        needs_gpu and not has_gpu, f"--instance_type={instance_type}: has no GPU for trainer.accelerator=gpu; {USE_CPU}"
-    )
+    if options.hyperparams.get("trainer.accelerator") == "gpu" and not has_gpu:
+        raise ValueError(f"--instance_type={instance_type} has no GPU for trainer.accelerator=gpu; {USE_CPU}")
 
 
 def check_cloud_options(options: Any) -> None:
-    instance_type = options.instance_type
-    refuse_if(
-        not instance_type.startswith("ml."),
-        f"--instance_type={instance_type}: must be local, local_gpu or SageMaker's, ml.…",
-    )
-    message = f"--image_uri={options.image_uri}: must be in ECR for a job in the cloud, as $(docker/image-uri.sh) is"
-    refuse_if("/" not in options.image_uri, message)
-    is_arn = (options.role or "").startswith("arn:")  # the SDK would ask AWS for the ARN of a name
-    refuse_if(not is_arn, f"--role={options.role}: must be the ARN of SageMaker's execution role, as README.md says")
+    if not options.instance_type.startswith("ml."):
+        raise ValueError(f"--instance_type={options.instance_type}: expected local, local_gpu, or an ml.* type")
+    if "/" not in options.image_uri:
+        raise ValueError(f"--image_uri={options.image_uri}: expected an image in ECR, such as $(docker/image-uri.sh)")
+    if not (options.role or "").startswith("arn:"):  # the SDK would ask AWS for the ARN of a name
+        raise ValueError(f"--role={options.role}: expected the ARN of SageMaker's execution role; see README.md")
     for path in [*options.channels.values(), options.output_path, options.checkpoint_path or "s3://"]:
-        refuse_if(not path.startswith("s3://"), f"{path} must be in S3 for a job in the cloud: s3://my-bucket/folder")
+        if not path.startswith("s3://"):
+            raise ValueError(f"{path}: expected a folder in S3 for a job in the cloud, such as s3://my-bucket/folder")
 
 
 def check_request(request: dict[str, Any]) -> None:
-    """Raises ValueError for what does not fit botocore's model of CreateTrainingJob."""
+    """Raises ValueError if a request does not match botocore's model of CreateTrainingJob."""
     from botocore.session import get_session
     from botocore.validate import ParamValidator
 
     shape = get_session().get_service_model("sagemaker").operation_model("CreateTrainingJob").input_shape
-    report = ParamValidator().validate(request, shape).generate_report()
-    refuse_if(report, report)
+    report = ParamValidator().validate(request, shape)
+    if report.has_errors():
+        raise ValueError(report.generate_report())
 
 
-def start_check(hyperparams: dict[str, str], channels: Iterable[str], app_dir: Path) -> subprocess.Popen:
-    """Starts train.py as in a container, only to check its options, while the SDK is being imported."""
+def start_check(
+    hyperparams: dict[str, str], channels: Iterable[str], app_dir: Path, messages_file: Path
+) -> subprocess.Popen:
+    """Starts train.py as in a container, only to check its options, while the SDK is being imported.
+
+    Args:
+        hyperparams: Options of train.py.
+        channels: Names of the input channels.
+        app_dir: Folder of train.py.
+        messages_file: Where train.py writes its messages, a JSON object with `level` and `message` per line.
+    """
     options = [f"--{key}={value}" for key, value in sorted(hyperparams.items())]  # in the toolkit's order
     command = [sys.executable, "train.py", *options, "--print_config"]
-    channel_dirs = {f"SM_CHANNEL_{name.upper()}": f"/opt/ml/input/data/{name}" for name in channels}
+    environment = os.environ | CONTAINER | {"TRAIN_MESSAGES_FILE": str(messages_file)}
+    environment |= {f"SM_CHANNEL_{name.upper()}": f"/opt/ml/input/data/{name}" for name in channels}
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=app_dir, env=os.environ | CONTAINER_ENVIRONMENT | channel_dirs, **output)
+    return subprocess.Popen(command, cwd=app_dir, env=environment, **output)
 
 
-def wait_for_check(check: subprocess.Popen) -> None:
-    """Repeats what train.py says; raises ValueError with its message if it does not take the options."""
-    lines = check.communicate()[1].strip().splitlines()
-    refuse_if(check.returncode, f"--hyperparams: {''.join(lines[-1:]).removeprefix('train.py: error: ')}")
-    for line in dict.fromkeys(line for line in lines if line.startswith("train.py: warning: ")):
-        print(line, file=sys.stderr)
+def wait_for_check(check: subprocess.Popen, messages_file: Path) -> None:
+    """Prints the warnings of train.py; raises ValueError with its error if it rejects the options."""
+    stderr = check.communicate()[1]
+    lines = messages_file.read_text().splitlines() if messages_file.exists() else []
+    messages = [json.loads(line) for line in lines]
+    if check.returncode:
+        errors = [each["message"] for each in messages if each["level"] == "error"]
+        raise ValueError(f"--hyperparams: {''.join((errors or stderr.strip().splitlines())[-1:])}")
+    for message in dict.fromkeys(each["message"] for each in messages):
+        print(f"run_sagemaker.py: warning: {message}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""How options are read, and how whatever goes wrong ends in one line on stderr."""
+"""Parses options, and ends the program with one line on stderr if anything goes wrong."""
 
 import contextlib
 import re
@@ -13,22 +13,22 @@ import yaml
 
 HINTS = {
     "xpired": "log in again, such as with `aws sso login`",
-    "AccessDenied": "docker/policies lists what you, and the job's role, must be allowed to do",
-    "ResourceLimitExceeded": "ask for a higher quota in the Service Quotas of the AWS console, or wait for other jobs",
-    "CapacityError": "AWS has no such instances to spare: try again later, another type, another region, or not spot",
+    "AccessDenied": "docker/policies lists the permissions that you and the role of the job need",
+    "ResourceLimitExceeded": "ask for a higher quota in the AWS console, under Service Quotas, or wait for other jobs",
+    "CapacityError": "no capacity for this instance type: try later, or a different type or region, or without spot",
 }
 BOOLEAN = {"type": yaml.safe_load, "choices": (True, False), "nargs": "?", "const": True}  # --wait or --wait=false
 
 
 class Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        exit_with(f"{message.removeprefix('argument ')}; --help explains all options", 2)
+        exit_with(f"{message.removeprefix('argument ')}; see --help", 2)
 
 
 def key_value(text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not (key and separator):
-        raise ArgumentTypeError(f"{text} must be NAME=value")
+        raise ArgumentTypeError(f"{text}: expected NAME=value")
     return key, value
 
 
@@ -42,14 +42,9 @@ def channel(text: str) -> tuple[str, str]:
     return name or "training", path
 
 
-def refuse_if(is_wrong: Any, message: str) -> None:
-    if is_wrong:
-        raise ValueError(message)
-
-
 @contextlib.contextmanager
 def one_line_errors(code: int = 2) -> Iterator[None]:
-    """Ends the program with 2 for what a person has to mend, with `code` for what SageMaker or Docker has refused."""
+    """Turns exceptions into one line and exit code 2 for wrong input, or `code` for errors of AWS or Docker."""
     try:
         yield
     except Exception as error:
@@ -65,7 +60,7 @@ def one_line_errors(code: int = 2) -> Iterator[None]:
 
 
 def exit_on_signals() -> None:
-    """Lets SIGINT, SIGTERM and SIGHUP end the program with 128 and their number, after it has cleaned up."""
+    """Makes SIGINT, SIGTERM and SIGHUP end the program with 128 + the signal's number, after it has cleaned up."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def stop(signum: int, frame: FrameType | None) -> NoReturn:

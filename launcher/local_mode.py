@@ -1,11 +1,9 @@
-"""This machine: what Docker must have, why a container failed, and which commit the code is of."""
+"""This machine: its GPU and Docker, the container that failed, and the commit of the code."""
 
 import re
 import subprocess
 from pathlib import Path
 from typing import Any
-
-from launcher.command_line import refuse_if
 
 USE_CPU = "train on the CPU with --hyperparams trainer.accelerator=cpu trainer.devices=1"
 
@@ -14,39 +12,43 @@ def output_of(*command: str) -> subprocess.CompletedProcess:
     try:
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     except OSError:
-        return subprocess.CompletedProcess(command, 127, f"there is no `{command[0]}` on this machine")
+        return subprocess.CompletedProcess(command, 127, f"{command[0]} is not installed")
 
 
 def check_machine(options: Any) -> None:
-    has_gpu = options.instance_type == "local" or "GPU 0" in output_of("nvidia-smi", "-L").stdout
-    message = f"nvidia-smi finds no GPU; say --instance_type=local, and {USE_CPU}"
-    refuse_if(not has_gpu, f"--instance_type={options.instance_type}: {message}")
+    """Raises ValueError if this machine lacks the GPU, Docker, Docker Compose, or the image of a local job."""
+    if options.instance_type == "local_gpu" and "GPU 0" not in output_of("nvidia-smi", "-L").stdout:
+        raise ValueError(
+            f"--instance_type=local_gpu: nvidia-smi finds no GPU; use --instance_type=local, and {USE_CPU}"
+        )
     docker = output_of("docker", "version")
-    reason = docker.stdout.strip().rpartition("\n")[2]
-    message = f"Docker is not running, or denies you access: {reason}; see https://docs.docker.com/engine/install/"
-    refuse_if(docker.returncode, message)
+    if docker.returncode:
+        reason = docker.stdout.strip().rpartition("\n")[2]
+        advice = "see https://docs.docker.com/engine/install/"
+        raise ValueError(f"Docker is not running, or denies you access: {reason}; {advice}")
     compose_command()
-    is_missing = "/" not in options.image_uri and output_of("docker", "image", "inspect", options.image_uri).returncode
-    refuse_if(is_missing, f"--image_uri={options.image_uri}: not built yet; build it with ./docker/build-image.sh")
+    image_uri = options.image_uri
+    if "/" not in image_uri and output_of("docker", "image", "inspect", image_uri).returncode:
+        raise ValueError(f"--image_uri={image_uri}: not built yet; build it with ./docker/build-image.sh")
 
 
 def compose_command() -> list[str]:
-    """Docker Compose's, of any version; ValueError if there is none."""
+    """Returns the command of Docker Compose, of any version; ValueError if it is not installed."""
     for command in ["docker", "compose"], ["docker-compose"]:
         if output_of(*command, "version").returncode == 0:
             return command
-    raise ValueError("there is no Docker Compose on this machine; see https://docs.docker.com/compose/install/")
+    raise ValueError("Docker Compose is not installed; see https://docs.docker.com/compose/install/")
 
 
 def git_commit(folder: Path) -> dict[str, str]:
-    """The commit of the code as a variable of the job, if git knows one."""
+    """Returns the commit of the code as an environment variable of the job, if the folder is under git."""
     commit = output_of("git", "-C", str(folder), "rev-parse", "HEAD")
     changes = output_of("git", "-C", str(folder), "status", "--porcelain", ".").stdout
     return {} if commit.returncode else {"GIT_COMMIT": commit.stdout.strip() + ("-dirty" if changes else "")}
 
 
 def find_failure(containers: list[str]) -> str:
-    """Name, exit code and last lines of the container that ended first without success, if there is one."""
+    """Returns name, exit code and last lines of the container that failed first, if one did."""
     state = "{{.State.FinishedAt}} {{.State.ExitCode}} {{.Name}}"
     states = output_of("docker", "inspect", "--format", state, *containers).stdout
     failures = re.findall(r"^(\S+)Z ([1-9]\d*) /(\S+)$", states, re.MULTILINE)

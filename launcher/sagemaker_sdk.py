@@ -1,4 +1,4 @@
-"""All names of the SageMaker SDK that are private or replaced; tests/test_launcher_sdk.py fails when one changes."""
+"""All names of the SageMaker SDK that are private or replaced; tests/test_launcher_sdk.py checks them."""
 
 # ruff: noqa: E402 - the SDK must be kept quiet before it is imported.
 
@@ -43,7 +43,7 @@ def make_session(boto_session: boto3.Session, container_root: str = "") -> Sessi
 
 
 def preview_request(estimator: Any, inputs: dict[str, str], job_name: str | None) -> dict[str, Any]:
-    """The CreateTrainingJob request of `fit`, without sending it, and without sending the code to S3."""
+    """Returns the CreateTrainingJob request of `fit`, without sending it and without uploading the code."""
     request = {}
     session = estimator.sagemaker_session
     session.sagemaker_client = SimpleNamespace(create_training_job=request.update)
@@ -53,21 +53,21 @@ def preview_request(estimator: Any, inputs: dict[str, str], job_name: str | None
 
 
 def show_log(session: Session, job_name: str) -> None:
-    """Prints a job's log until the job ends, in whatever way."""
-    # Divided by zero: the saving of a job on spot instances that never came to train.
+    """Prints the log of a job until the job ends, whether or not it succeeds."""
+    # ZeroDivisionError: the SDK computes the savings of a spot job that never trained.
     with contextlib.suppress(UnexpectedStatusException, ZeroDivisionError):
         session.logs_for_job(job_name, wait=True)
 
 
 def fit_in_containers(estimator: Any, inputs: dict[str, str], checkpoint_path: str | None) -> None:
-    """Trains in containers of this machine, which share the folder of checkpoints; RuntimeError if one fails."""
+    """Trains in containers on this machine, which share the checkpoint folder; RuntimeError if one fails."""
     Containers.checkpoint_path = checkpoint_path
     local_session._SageMakerContainer = Containers
     estimator.fit(inputs, wait=False)
 
 
 class Containers(image._SageMakerContainer):
-    """Mends what the SDK's own class does wrong for us."""
+    """The SDK's containers, with the fixes that this project needs."""
 
     checkpoint_path: str | None = None
     succeeded = False
@@ -81,10 +81,10 @@ class Containers(image._SageMakerContainer):
             Path(volume.split(":")[0]).mkdir(parents=True, exist_ok=True)  # Docker would do it, as root
         # Threads that outnumber the cores wait for each other.
         num_threads = max(1, os.cpu_count() // self.instance_count)
-        # Nobody will stop a container that has lost another one, so it need not wait for that.
+        # A container that lost its peer need not wait for SIGTERM: Compose stops all of them.
         variables = [f"OMP_NUM_THREADS={num_threads}", "SIGTERM_WAIT_SECONDS=0"]
         service["environment"] = [*service["environment"], *variables]
-        user = f"{os.getuid()}:{os.getgid()}"  # to whom the files will belong that it writes
+        user = f"{os.getuid()}:{os.getgid()}"  # the owner of the files that the container writes
         return service | {"user": user, "container_name": host, "shm_size": "2gb", "tty": False}
 
     def train(self, *args: Any) -> str:
@@ -96,9 +96,9 @@ class Containers(image._SageMakerContainer):
             for line in process.stdout:
                 print(line.decode(errors="replace"), end="", flush=True)
             if process.wait():
-                raise RuntimeError(find_failure(self.hosts) or "Docker Compose failed, as it says above")
+                raise RuntimeError(find_failure(self.hosts) or "Docker Compose failed; see its messages above")
             self.succeeded = True
-        finally:  # before the SDK deletes folders, into which containers that still run would write
+        finally:  # before the SDK deletes folders to which running containers would still write
             output_of(*compose_command(), "-f", f"{self.container_root}/{image.DOCKER_COMPOSE_FILENAME}", "down")
 
     def retrieve_artifacts(self, *args: Any) -> str:

@@ -125,7 +125,7 @@ def captured_exit_code() -> Iterator[dict[str, int]]:
 
 def test_without_a_region_the_launcher_says_how_to_name_one(account, check):
     environment = {name: value for name, value in account.environment.items() if name != "AWS_DEFAULT_REGION"}
-    assert check(environment=environment).startswith("there is no AWS region; name one, such as --region=us-east-1")
+    assert check(environment=environment).startswith("no AWS region: pass one, such as --region=us-east-1")
 
 
 @pytest.mark.parametrize(
@@ -259,8 +259,8 @@ def test_a_job_that_ends_otherwise_ends_with_the_reason(capsys):
 def test_a_job_for_which_aws_has_no_instances_ends_with_what_to_do(capsys):
     reason = "CapacityError: Unable to provision requested ML compute capacity."
     line = end_of(capsys, TrainingJobStatus="Failed", FailureReason=reason)
-    assert line == f"job my-job ended as Failed: {reason}; AWS has no such instances to spare: try again later, " + (
-        "another type, another region, or not spot"
+    assert line == f"job my-job ended as Failed: {reason}; no capacity for this instance type: try later, " + (
+        "or a different type or region, or without spot"
     )
 
 
@@ -279,8 +279,8 @@ def test_without_waiting_the_launcher_says_how_to_follow_and_to_stop_the_job(acc
     assert stderr == ""
     command = f"  python run_sagemaker.py --region={REGION}"
     assert stdout == (
-        'takes at most 3 instance-hours, and 2 of your quota "ml.g4dn.12xlarge for training job usage"\n'
-        "job my-job goes on without this program. Follow it, or stop it:\n"
+        'uses at most 3 instance-hours, and 2 of your quota "ml.g4dn.12xlarge for training job usage"\n'
+        "job my-job keeps running without this program. Follow it, or stop it:\n"
         f"{command} --attach=my-job\n{command} --stop=my-job\n"
     )
     assert account.client("sagemaker").describe_training_job(TrainingJobName="my-job")

@@ -53,7 +53,7 @@ def nobody_listens(monkeypatch):
 def preview(*args: str, container_root: Path | str = "") -> dict[str, Any]:
     """The request that the launcher would send."""
     options = read_options(list(args))
-    return preview_request(make_estimator(options, str(container_root)), inputs(options), options.job_name)
+    return preview_request(make_estimator(options, None, Path(container_root)), inputs(options), options.job_name)
 
 
 def request_of(*args: str) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def git(folder: Path, *args: str) -> str:
 def test_a_dry_run_says_the_most_that_a_job_can_take(capsys):
     launch(read_options([*CLOUD, "--max_run=5400", "--spot_instances", "--checkpoint_path=s3://b/c", "--dry_run"]))
     name = "ml.g4dn.12xlarge for spot training job usage"
-    assert f'takes at most 3 instance-hours, and 2 of your quota "{name}"\n' in capsys.readouterr().out
+    assert f'uses at most 3 instance-hours, and 2 of your quota "{name}"\n' in capsys.readouterr().out
 
 
 def test_a_job_knows_the_commit_of_its_code_and_whether_that_was_all(tmp_path, monkeypatch):
@@ -220,7 +220,7 @@ def test_a_metric_is_found_by_its_whole_name(name):
 
 def test_an_argument_that_the_estimator_does_not_know_is_refused():
     # The SDK itself says nothing, and the job would be without it.
-    with pytest.raises(ValueError, match="--estimator security_groups: the Estimator has no such argument"):
+    with pytest.raises(ValueError, match="--estimator security_groups: unknown argument of the Estimator"):
         request_of("--estimator", "volume_size=9", "security_groups=[sg-1]")
 
 
