@@ -64,8 +64,7 @@ def read_options(args: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("containers", "Example: --instance_type=local --instance_count=4").add_argument
     add("--instance_type", default="local_gpu", help="ml.*, or on this machine local or local_gpu (the default).")
     add("--instance_count", type=int, default=1, help="Number of instances or local containers (default: 1).")
-    image = "Local tag, or ECR URI such as $(docker/image-uri.sh) (default: sagemaker-tutorial)."
-    add("--image_uri", default="sagemaker-tutorial", help=image)
+    add("--image_uri", default="sagemaker-tutorial", help="Local tag, or URI in ECR (default: sagemaker-tutorial).")
     add("--environment", **key_values, help="Environment variables; visible to anyone who can describe the job.")
 
     add = parser.add_argument_group("cloud", "Example: --spot_instances --max_wait=172800 --max_run=86400").add_argument
@@ -121,7 +120,9 @@ def launch(options: Namespace) -> None:
         estimator = make_estimator(options, session, folder)
         wait_for_check(check, folder / "messages")
         if not options.is_local:
-            print_limits(options)
+            hours = options.instance_count * options.max_run / 3600
+            quota = f"{options.instance_type} for {'spot ' if options.spot_instances else ''}training job usage"
+            print(f'uses at most {hours:g} instance-hours, and {options.instance_count} of your quota "{quota}"')
         if options.dry_run:
             preview(estimator, options)
         elif options.is_local:
@@ -129,12 +130,6 @@ def launch(options: Namespace) -> None:
         else:
             estimator.fit(inputs(options), job_name=options.job_name, wait=False)
             follow_job(estimator.sagemaker_session, estimator.latest_training_job.name, options)
-
-
-def print_limits(options: Namespace) -> None:
-    hours = options.instance_count * options.max_run / 3600
-    quota = f"{options.instance_type} for {'spot ' if options.spot_instances else ''}training job usage"
-    print(f'uses at most {hours:g} instance-hours, and {options.instance_count} of your quota "{quota}"')
 
 
 def make_estimator(options: Namespace, session: Any, folder: Path) -> Any:

@@ -50,9 +50,7 @@ def check_request(request: dict[str, Any]) -> None:
         raise ValueError(report.generate_report())
 
 
-def start_check(
-    hyperparams: dict[str, str], channels: Iterable[str], app_dir: Path, messages_file: Path
-) -> subprocess.Popen:
+def start_check(hyperparams: dict, channels: Iterable[str], app_dir: Path, messages_file: Path) -> subprocess.Popen:
     """Starts train.py as in a container, only to check its options, while the SDK is being imported.
 
     Args:
@@ -72,8 +70,8 @@ def start_check(
 def wait_for_check(check: subprocess.Popen, messages_file: Path) -> None:
     """Prints the warnings of train.py; raises ValueError with its error if it rejects the options."""
     stderr = check.communicate()[1]
-    lines = messages_file.read_text().splitlines() if messages_file.exists() else []
-    messages = [json.loads(line) for line in lines]
+    text = messages_file.read_text() if messages_file.exists() else ""
+    messages = [json.loads(line) for line in text.splitlines()]
     if check.returncode:
         errors = [each["message"] for each in messages if each["level"] == "error"]
         raise ValueError(f"--hyperparams: {''.join((errors or stderr.strip().splitlines())[-1:])}")
