@@ -1,58 +1,73 @@
 #!/usr/bin/env bash
-# Builds the image, pushes it to ECR unless it is there already, and prints its URI. Arguments go on to `docker build`
-# and make an image that needs a tag of its own: IMAGE_TAG=mirror ./docker/push-image.sh --build-arg BASE_IMAGE=...
+# Builds the image, pushes it to ECR unless it is already there, and prints its URI. Arguments are passed to
+# `docker build`; they build a different image, which needs its own tag:
+#   IMAGE_TAG=mirror ./docker/push-image.sh --build-arg BASE_IMAGE=...
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. docker/aws.sh
+. docker/functions.sh
 
-[[ $# == 0 || -n ${IMAGE_TAG:-} ]] || fail 'arguments make another image; set IMAGE_TAG to a tag of its own'
-find_region
+[[ $# == 0 || -n ${IMAGE_TAG:-} ]] || fail 'arguments build a different image; set IMAGE_TAG to a tag for it'
+account=
+if [[ ${REGISTRY:-} =~ ^([0-9]{12})\.dkr[.-]ecr(-fips)?\.([a-z0-9-]+)\. ]]; then
+  account=${BASH_REMATCH[1]}
+  export AWS_REGION=${BASH_REMATCH[3]}
+fi
+set_region
 uri=$(docker/image-uri.sh)
-registry=${uri%%/*} repository=sagemaker-tutorial tag=${uri##*:}
+registry=${uri%%/*}
+repository=sagemaker-tutorial
+tag=${uri##*:}
 describe_image=(aws ecr describe-images --repository-name "$repository" --image-ids "imageTag=$tag"
   --query 'imageDetails[0].[imageManifestMediaType,imageDigest]' --output text)
+[[ -z $account ]] || describe_image+=(--registry-id "$account")
 
-# Fails unless the image's description in ECR names Docker's own kind of manifest.
+# Fails unless the image in ECR, described by the argument, has Docker's manifest.
 check_manifest() {
   local media_type=${1%%$'\t'*}
   [[ $media_type == application/vnd.docker.distribution.manifest.v2+json ]] ||
-    fail "$uri has a manifest of the type $media_type in ECR, which SageMaker may refuse;" \
-      "install Docker's buildx plugin or update it, and set IMAGE_TAG to another tag"
+    fail "$uri has a manifest of type $media_type in ECR, which SageMaker may reject;" \
+      "install or update Docker's buildx plugin, and set IMAGE_TAG to a different tag"
 }
 
 if message=$("${describe_image[@]}" 2>&1); then
   check_manifest "$message"
-  [[ $# == 0 ]] || fail "$uri is in ECR already, where it cannot be replaced; set IMAGE_TAG to another tag"
-  echo 'in ECR already, nothing to do:' >&2
+  [[ $# == 0 ]] || fail "$uri is already in ECR, where it cannot be replaced; set IMAGE_TAG to a different tag"
+  echo 'already in ECR, nothing to do:' >&2
   echo "$uri"
   exit
 fi
 [[ $message == *ImageNotFoundException* || $message == *RepositoryNotFoundException* ]] || fail_as aws "$message"
-command -v docker >/dev/null || fail 'docker is not installed; see https://docs.docker.com/engine/install/'
-run docker version >/dev/null
+if [[ -n $account && $message == *RepositoryNotFoundException* ]]; then
+  own_account=$(run aws sts get-caller-identity --query Account --output text)
+  [[ $account == "$own_account" ]] ||
+    fail "REGISTRY=$registry has no repository $repository, and account $own_account cannot create one in $account;" \
+      "ask the owner of $account to create it and to let you push"
+fi
+check_docker
 
 if [[ $message == *RepositoryNotFoundException* ]]; then
-  # Immutable, so that the image of a job, which its tag names, can never become another one.
+  # Immutable, so that the tag that a job names always means the same image.
   run aws ecr create-repository --repository-name "$repository" --image-tag-mutability IMMUTABLE \
     --image-scanning-configuration scanOnPush=true >/dev/null
 fi
 password=$(run aws ecr get-login-password)
-printf %s "$password" | run docker login --username AWS --password-stdin "$registry" >/dev/null
-# No earlier image has this name, should the build leave none in Docker Engine.
+# Amazon's credential helper stores no passwords, and needs none.
+message=$(printf %s "$password" | docker login --username AWS --password-stdin "$registry" 2>&1) ||
+  [[ $message == *'not implemented'* ]] || fail_as docker "$message"
+# A new name, so that no earlier image is pushed if the build leaves none in Docker Engine. And the image of local mode
+# keeps its own: it is for the processor of this machine, which may not be x86, as SageMaker's are.
 built=$repository:built-$$-$RANDOM
 trap '{ docker logout "$registry"; docker rmi "$built"; } >/dev/null 2>&1 || :' EXIT
-
-# SageMaker's machines are x86.
 [[ $(uname -m) == x86_64 ]] || set -- --platform linux/amd64 "$@"
-docker/build-image.sh --tag "$built" "$@" >&2
+IMAGE_NAME=$built docker/build-image.sh "$@" >&2
 docker image inspect "$built" >/dev/null 2>&1 ||
-  fail 'the build has left no image in Docker Engine; select its own builder with: docker buildx use default'
+  fail 'the build left no image in Docker Engine; select its own builder with: docker buildx use default'
 docker tag "$built" "$uri"
 run docker push "$uri" >&2
 
-arrived=$(run "${describe_image[@]}")
-check_manifest "$arrived"
-digest=${arrived##*$'\t'}
+pushed=$(run "${describe_image[@]}")
+check_manifest "$pushed"
+digest=${pushed##*$'\t'}
 [[ $(docker image inspect --format '{{.RepoDigests}}' "$uri") == *"${uri%:*}@$digest"* ]] ||
-  fail "$uri is another image in ECR, with the digest $digest; set IMAGE_TAG to another tag"
+  fail "$uri is a different image in ECR, with digest $digest; set IMAGE_TAG to a different tag"
 echo "$uri"

@@ -1,6 +1,7 @@
-"""docker/push-image.sh with a real Docker Engine and registry; moto plays the rest of ECR: `make test-docker`."""
+"""docker/push-image.sh with a real Docker Engine and registry; moto imitates the rest of ECR: `make test-docker`."""
 
 import base64
+import json
 import os
 import shutil
 import subprocess
@@ -19,15 +20,15 @@ from tutorial import block
 
 REGISTRY = shutil.which("docker-registry")
 DOCKER = shutil.which("docker")
-NAME = "sagemaker-tutorial-test"  # so that the image sagemaker-tutorial of this machine stays what it is
+NAME = "sagemaker-tutorial-test"  # leaves the image sagemaker-tutorial of this machine alone
 pytestmark = [
     pytest.mark.docker,
-    pytest.mark.skipif(not REGISTRY, reason="there is no docker-registry, a package of Debian and Ubuntu"),
+    pytest.mark.skipif(not REGISTRY, reason="there is no docker-registry, which Debian and Ubuntu package"),
 ]
 
 
 def docker(*command: str, **environment: str) -> str:
-    """What a docker command prints; it must succeed."""
+    """Returns the output of a docker command, which must succeed."""
     env = os.environ | environment
     return subprocess.run([DOCKER, *command], check=True, capture_output=True, text=True, env=env).stdout.strip()
 
@@ -40,7 +41,7 @@ def password(aws) -> str:
 
 @pytest.fixture
 def registry(tmp_path: Path, password: str) -> Iterator[str]:
-    """Host and port of an empty registry that asks for ECR's password."""
+    """Host and port of an empty registry that requires ECR's password."""
     host = f"127.0.0.1:{free_port()}"
     (tmp_path / "htpasswd").write_bytes(b"AWS:" + bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)) + b"\n")
     (tmp_path / "registry.yaml").write_text(
@@ -66,7 +67,7 @@ def registry(tmp_path: Path, password: str) -> Iterator[str]:
 
 @pytest.fixture
 def push(tmp_path: Path, aws, registry: str) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
-    """Runs push-image.sh in a copy of the project that makes a small image, and records docker's command lines."""
+    """Runs push-image.sh in a copy of the project with a small image, and records docker's command lines."""
     shutil.copytree(ROOT / "docker", tmp_path / "docker")
     shutil.copy(ROOT / ".dockerignore", tmp_path)
     for script in (tmp_path / "docker").glob("*.sh"):
@@ -97,8 +98,8 @@ def push(tmp_path: Path, aws, registry: str) -> Iterator[Callable[..., subproces
 
 
 def pull(uri: str, password: str, config: Path) -> str:
-    """The ID of the image, which is removed from this machine and pulled from the registry."""
-    docker("rmi", uri, f"{NAME}:latest")
+    """Returns the ID of the image after removing it from this machine and pulling it from the registry."""
+    docker("rmi", uri)
     environment = {"DOCKER_CONFIG": str(config)}
     login = [DOCKER, "login", "--username=AWS", "--password-stdin", uri.split("/")[0]]
     subprocess.run(login, check=True, input=password, text=True, env=os.environ | environment, capture_output=True)
@@ -107,13 +108,13 @@ def pull(uri: str, password: str, config: Path) -> str:
 
 
 def error_line(result: subprocess.CompletedProcess) -> str:
-    """The line of an error, which ends stderr after the output of build and push; no URI may be printed."""
+    """Returns the error, which must be the last line of stderr, after the output of build and push."""
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("push-image.sh: error: ")]
     assert result.stderr.endswith(f"{line}\n") and result.stdout == ""
     return line.removeprefix("push-image.sh: error: ")
 
 
-def test_the_first_push_creates_a_repository_that_scans_images_and_keeps_tags(push, aws):
+def test_the_first_push_creates_a_repository_with_image_scans_and_immutable_tags(push, aws):
     push()
     (repository,) = aws.client("ecr").describe_repositories()["repositories"]
     assert repository["repositoryName"] == NAME
@@ -121,14 +122,14 @@ def test_the_first_push_creates_a_repository_that_scans_images_and_keeps_tags(pu
     assert repository["imageTagMutability"] == "IMMUTABLE"
 
 
-def test_the_image_that_was_built_can_be_pulled_by_the_printed_uri(push, registry, password, tmp_path):
+def test_the_pushed_image_can_be_pulled_with_the_printed_uri(push, registry, password, tmp_path):
     uri = push().stdout.strip()
     assert uri.startswith(f"{registry}/{NAME}:")
-    built = docker("images", "--quiet", "--no-trunc", f"{NAME}:latest")
+    built = docker("images", "--quiet", "--no-trunc", uri)
     assert pull(uri, password, tmp_path / "config") == built
 
 
-def test_the_password_is_on_no_command_line_in_no_output_and_in_no_file(push, password, tmp_path):
+def test_the_password_is_never_on_a_command_line_in_the_output_or_in_a_file(push, password, tmp_path):
     result = push()
     commands = (tmp_path / "commands").read_text()
     assert "login" in commands and "push" in commands
@@ -141,41 +142,55 @@ def test_a_second_push_does_nothing(push, tmp_path):
     (tmp_path / "commands").unlink()
     second = push()
     assert second.stdout == first.stdout
-    assert second.stderr == "in ECR already, nothing to do:\n"
+    assert second.stderr == "already in ECR, nothing to do:\n"
     assert not (tmp_path / "commands").exists()
 
 
-def test_an_image_built_with_arguments_gets_the_tag_of_the_person(push, password, tmp_path):
+def test_an_image_built_with_arguments_is_pushed_with_image_tag(push, password, tmp_path):
     uri = push("--build-arg", "WORD=fast", IMAGE_TAG="fast").stdout.strip()
     assert uri.endswith(f"/{NAME}:fast")
     pull(uri, password, tmp_path / "config")
     assert "WORD=fast" in docker("image", "inspect", uri)
 
 
-def test_a_tag_is_not_given_to_another_image(push):
+def test_a_tag_cannot_be_used_for_a_different_image(push):
     first = push()
-    assert "set IMAGE_TAG to a tag of its own" in push("--build-arg", "WORD=fast", code=2).stderr
+    assert "set IMAGE_TAG to a tag for it" in push("--build-arg", "WORD=fast", code=2).stderr
     tag = first.stdout.strip().split(":")[-1]
     line = push("--build-arg", "WORD=fast", IMAGE_TAG=tag, code=2).stderr
-    assert line.count("\n") == 1 and "set IMAGE_TAG to another tag" in line
+    assert line.count("\n") == 1 and "set IMAGE_TAG to a different tag" in line
 
 
-def test_on_another_processor_the_image_is_still_for_x86(push, tmp_path):
+def test_a_push_from_an_arm_machine_is_for_x86_and_leaves_the_image_of_local_mode_alone(push, tmp_path):
     (tmp_path / "bin/uname").write_text("#!/bin/sh\necho arm64\n")
     (tmp_path / "bin/uname").chmod(0o755)
-    push()
+    subprocess.run([tmp_path / "docker/build-image.sh", "--build-arg=WORD=local"], check=True, capture_output=True)
+    local = docker("images", "--quiet", f"{NAME}:latest")
+    uri = push().stdout.strip()
     assert " --platform linux/amd64 ." in (tmp_path / "commands").read_text()
-    assert docker("image", "inspect", "--format", "{{.Architecture}}", NAME) == "amd64"
+    assert docker("image", "inspect", "--format", "{{.Architecture}}", uri) == "amd64"
+    assert docker("images", "--quiet", f"{NAME}:latest") == local != docker("images", "--quiet", uri)
 
 
-def test_a_repository_that_exists_is_used_as_it_is(push, aws):
+def test_amazons_credential_helper_replaces_the_login(push, password, tmp_path):
+    helper = tmp_path / "bin/docker-credential-ecr-login"
+    credentials = json.dumps({"Username": "AWS", "Secret": password})
+    helper.write_text(f"#!/bin/sh\n[ $1 = get ] && echo '{credentials}' && exit\necho not implemented\nexit 1\n")
+    helper.chmod(0o755)
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/config.json").write_text('{"credsStore": "ecr-login"}')
+    uri = push().stdout.strip()
+    assert docker("images", "--quiet", uri)
+
+
+def test_an_existing_repository_is_not_changed(push, aws):
     aws.client("ecr").create_repository(repositoryName=NAME)
     push()
     (repository,) = aws.client("ecr").describe_repositories()["repositories"]
     assert repository["imageTagMutability"] == "MUTABLE"
 
 
-def test_the_image_arrives_with_the_manifest_of_docker_and_its_digest(push, aws):
+def test_the_image_in_ecr_has_dockers_manifest_and_the_pushed_digest(push, aws):
     uri = push().stdout.strip()
     (image,) = aws.client("ecr").describe_images(repositoryName=NAME)["imageDetails"]
     assert image["imageManifestMediaType"] == "application/vnd.docker.distribution.manifest.v2+json"
@@ -183,7 +198,7 @@ def test_the_image_arrives_with_the_manifest_of_docker_and_its_digest(push, aws)
     assert f"{uri.rpartition(':')[0]}@{image['imageDigest']}" in pushed
 
 
-def test_after_the_administrators_commands_the_person_pushes(push, aws):
+def test_the_laptops_policy_pushes(push, aws):
     person, _ = aws.set_up_as_administrator()
     keys = {name: person[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     with aws.enforce_policies():
@@ -193,40 +208,39 @@ def test_after_the_administrators_commands_the_person_pushes(push, aws):
 
 
 @pytest.mark.parametrize(("engine", "kind"), [("oci", "manifest"), ("index", "index")])
-def test_another_manifest_is_an_error_now_and_later(push, engine, kind):
+def test_a_manifest_other_than_dockers_is_an_error_in_this_push_and_the_next(push, engine, kind):
     line = error_line(push(code=2, ENGINE=engine))
-    assert f"has a manifest of the type application/vnd.oci.image.{kind}.v1+json in ECR" in line
-    assert line.endswith("install Docker's buildx plugin or update it, and set IMAGE_TAG to another tag")
+    assert f"has a manifest of type application/vnd.oci.image.{kind}.v1+json in ECR" in line
+    assert line.endswith("install or update Docker's buildx plugin, and set IMAGE_TAG to a different tag")
     assert push(code=2).stderr == f"push-image.sh: error: {line}\n"
-    push(IMAGE_TAG="another")
+    push(IMAGE_TAG="different")
 
 
-def test_another_image_under_the_tag_is_an_error(push):
+def test_an_image_that_somebody_else_pushed_with_the_same_tag_is_an_error(push):
     line = error_line(push(code=2, ENGINE="overtaken"))
-    assert "is another image in ECR, with the digest sha256:" in line and line.endswith(
-        "; set IMAGE_TAG to another tag"
-    )
+    assert "is a different image in ECR, with digest sha256:" in line
+    assert line.endswith("; set IMAGE_TAG to a different tag")
 
 
-def test_a_build_that_leaves_no_image_never_pushes_an_older_one(push, tmp_path):
+def test_a_build_that_leaves_no_image_does_not_push_an_older_one(push, tmp_path):
     push()
     (tmp_path / "docker/requirements/others.txt").write_text("changed")
     line = error_line(push(code=2, ENGINE="no-image"))
-    assert line.startswith("the build has left no image in Docker Engine; ")
+    assert line.startswith("the build left no image in Docker Engine; ")
     assert (tmp_path / "commands").read_text().count("push ") == 1
 
 
-def test_buildx_is_asked_for_an_image_of_docker_in_the_engine_without_attestations(push, tmp_path):
+def test_buildx_loads_an_image_with_dockers_manifest_and_without_attestations(push, tmp_path):
     push(ENGINE="buildx")
     commands = (tmp_path / "commands").read_text().splitlines()
     (build,) = [command for command in commands if "--file" in command]
     assert build.startswith("buildx build --output type=docker,oci-mediatypes=false --tag ")
 
 
-def test_nothing_but_the_image_itself_is_left_in_the_engine(push):
+def test_only_the_pushed_image_is_left_in_the_engine(push):
     uri = push().stdout.strip()
     names = docker("images", "--format", "{{.Repository}}:{{.Tag}}").split()
-    assert sorted(name for name in names if NAME in name) == sorted([uri, f"{NAME}:latest"])
+    assert [name for name in names if NAME in name] == [uri]
 
 
 def test_without_docker_engine_no_repository_is_created(push, aws):
@@ -236,7 +250,7 @@ def test_without_docker_engine_no_repository_is_created(push, aws):
     assert aws.client("ecr").describe_repositories()["repositories"] == []
 
 
-def test_a_registry_that_refuses_is_named_in_one_line(push):
+def test_an_unreachable_registry_is_reported_in_one_line(push):
     line = push(REGISTRY="127.0.0.1:1", code=2).stderr
     assert line.startswith("push-image.sh: error: docker: ") and line.count("\n") == 1
     assert "127.0.0.1:1" in line

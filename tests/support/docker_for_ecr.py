@@ -1,11 +1,12 @@
-"""A `docker` whose pushes arrive in ECR: a registry of this machine holds the images, and moto's API is told of them.
+"""A `docker` that reports its pushes to moto's ECR: a registry of this machine holds the images, moto describes them.
 
-ENGINE imitates an engine of another kind, in that part alone in which it differs from the one of this machine:
+ENGINE imitates one difference of a different engine; in all else it is the engine of this machine:
 "no-image"  Its builder leaves no image in the engine.
-"oci"       Its store pushes OCI's manifests.
+"oci"       Its store pushes OCI manifests.
 "index"     Its store pushes an index.
 "overtaken" Somebody else pushes to the same tag.
-"buildx"    It has buildx, which takes --output.
+"buildx"    It has buildx, which accepts --output.
+It does not imitate ECR's own checks of a push, such as immutable tags.
 """
 
 import hashlib
@@ -13,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from urllib.request import Request, urlopen
 
 DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
@@ -36,19 +36,22 @@ def main(command: list[str]) -> int:
         return 0
     if engine == "buildx" and command[:3] == ["buildx", "build", "--output"]:
         if os.environ.get("BUILDX_NO_DEFAULT_ATTESTATIONS") != "1" or "oci-mediatypes=false" not in command[3]:
-            return 1  # which a real one does not: what it makes would be another kind of image
+            return 1  # a real one succeeds, but its image has a different manifest
         command = ["build", *command[4:]]
     code = subprocess.run([os.environ["DOCKER"], *command]).returncode
     if command[0] == "push" and code == 0:
-        arrive(command[1], engine)
+        report_to_ecr(command[1], engine)
     return code
 
 
-def arrive(uri: str, engine: str | None) -> None:
-    """Tells moto's ECR which manifest the registry has."""
-    import boto3  # only here, as it takes long
+def report_to_ecr(uri: str, engine: str | None) -> None:
+    """Puts the manifest of a pushed image into moto's ECR."""
+    import boto3  # imported here, as it takes long
 
-    manifest = ask(uri).decode()
+    ecr = boto3.client("ecr")
+    (login,) = ecr.get_authorization_token()["authorizationData"]
+    registry = Registry(login["authorizationToken"])
+    manifest = registry.request(uri).decode()
     media_type = DOCKER
     if engine == "oci":
         for docker_type, oci_type in OCI_TYPES.items():
@@ -61,10 +64,10 @@ def arrive(uri: str, engine: str | None) -> None:
     elif engine == "overtaken":
         manifest += "\n"
     if engine in ("oci", "index", "overtaken"):
-        ask(uri, "PUT", manifest.encode(), {"Content-Type": media_type})
-        manifest = ask(uri).decode()
+        registry.request(uri, "PUT", manifest.encode(), {"Content-Type": media_type})
+        manifest = registry.request(uri).decode()
     repository, _, tag = uri.partition("/")[2].rpartition(":")
-    boto3.client("ecr").put_image(
+    ecr.put_image(
         repositoryName=repository,
         imageTag=tag,
         imageManifest=manifest,
@@ -77,17 +80,19 @@ def digest_of(manifest: str) -> str:
     return f"sha256:{hashlib.sha256(manifest.encode()).hexdigest()}"
 
 
-def ask(uri: str, method: str = "GET", body: bytes | None = None, headers: dict[str, str] | None = None) -> bytes:
-    """Reads or writes the manifest of an image, in a registry into which `docker login` has led."""
-    host, _, name = uri.partition("/")
-    repository, _, tag = name.rpartition(":")
-    config = json.loads((Path(os.environ["DOCKER_CONFIG"]) / "config.json").read_text())
-    headers = {"Authorization": f"Basic {config['auths'][host]['auth']}", "Accept": f"{DOCKER},{OCI},{INDEX}"} | (
-        headers or {}
-    )
-    url = f"http://{host}/v2/{repository}/manifests/{tag}"
-    with urlopen(Request(url, body, headers, method=method)) as answer:
-        return answer.read()
+class Registry:
+    """The registry, with ECR's token as its password."""
+
+    def __init__(self, token: str):
+        self.headers = {"Authorization": f"Basic {token}", "Accept": f"{DOCKER},{OCI},{INDEX}"}
+
+    def request(self, uri: str, method: str = "GET", body: bytes | None = None, headers: dict | None = None) -> bytes:
+        """Reads or writes the manifest of an image."""
+        host, _, name = uri.partition("/")
+        repository, _, tag = name.rpartition(":")
+        url = f"http://{host}/v2/{repository}/manifests/{tag}"
+        with urlopen(Request(url, body, self.headers | (headers or {}), method=method)) as answer:
+            return answer.read()
 
 
 if __name__ == "__main__":
