@@ -8,7 +8,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -61,7 +62,9 @@ class AWS:
         def record(response: SageMakerResponse) -> Any:
             if self.refusal:
                 raise JsonRESTError(*self.refusal)
-            self.requests.append(json.loads(response.body))
+            request = json.loads(response.body)
+            self.check_pass_role(response.headers, request["RoleArn"])
+            self.requests.append(request)
             return create_training_job(response)
 
         def stop(response: SageMakerResponse) -> ActionResult:
@@ -82,6 +85,8 @@ class AWS:
         self.requests: list[dict[str, Any]] = []
         self.refusal: tuple[str, str] | None = None
         self.next_job = {"training_job_status": "Completed", "secondary_status": "Completed"}
+        self.policies: dict[str, dict[str, Any]] = {}  # by access key
+        self.enforces_policies = False
         self.post("reset")
         everything = {"Effect": "Allow", "Action": "*", "Resource": "*"}
         self.environment |= self.person("owner", json.dumps({"Version": "2012-10-17", "Statement": everything}))
@@ -110,11 +115,12 @@ class AWS:
         ecr.put_image(repositoryName="sagemaker-tutorial", imageManifest=json.dumps(manifest), imageTag=tag)
 
     def person(self, name: str, policy: str) -> dict[str, str]:
-        """The environment of somebody who has this policy, which counts after `enforce_policies`."""
+        """Returns the environment of a new user with this policy, which counts within `enforce_policies`."""
         iam = self.client("iam")
         iam.create_user(UserName=name)
-        iam.put_user_policy(UserName=name, PolicyName="policy", PolicyDocument=policy)
+        iam.put_user_policy(UserName=name, PolicyName="policy", PolicyDocument=as_known_to_moto(json.loads(policy)))
         key = iam.create_access_key(UserName=name)["AccessKey"]
+        self.policies[key["AccessKeyId"]] = json.loads(policy)
         return self.environment | {
             "AWS_ACCESS_KEY_ID": key["AccessKeyId"],
             "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
@@ -124,7 +130,7 @@ class AWS:
         """The environment of somebody who has a policy of docker/policies."""
         text = (ROOT / f"docker/policies/{name}.json").read_text()
         text = text.replace("<my-bucket>", BUCKET).replace("<account-id>", ACCOUNT).replace("<role-name>", "sagemaker")
-        return self.person(name, as_known_to_moto(json.loads(text)))
+        return self.person(name, text)
 
     def set_up_as_administrator(self) -> tuple[dict[str, str], dict[str, str]]:
         """Makes bucket, role and policies with the README's commands; the environments of the person and the role."""
@@ -140,15 +146,25 @@ class AWS:
         iam = self.client("iam")
         laptop = iam.get_policy_version(PolicyArn=policy, VersionId="v1")["PolicyVersion"]["Document"]
         role = iam.get_role_policy(RoleName="sagemaker", PolicyName="sagemaker-tutorial")["PolicyDocument"]
-        return self.person("person", as_known_to_moto(laptop)), self.person("role", as_known_to_moto(role))
+        return self.person("person", json.dumps(laptop)), self.person("role", json.dumps(role))
 
     @contextlib.contextmanager
     def enforce_policies(self) -> Iterator[None]:
         self.post("reset-auth", b"0")
+        self.enforces_policies = True
         try:
             yield
         finally:
+            self.enforces_policies = False
             self.post("reset-auth", b"inf")
+
+    def check_pass_role(self, headers: Mapping[str, str], role: str) -> None:
+        """Fails, as moto does not, unless the sender of a request may pass the role to SageMaker."""
+        (key,) = re.findall(r"Credential=(\w+)/", headers["Authorization"])
+        service = {"iam:PassedToService": "sagemaker.amazonaws.com"}
+        if self.enforces_policies and not allows(self.policies[key], "iam:PassRole", role, service):
+            message = f"User: {key} is not authorized to perform: iam:PassRole on resource: {role}"
+            raise JsonRESTError("AccessDeniedException", message)
 
     def create_job(self, name: str, **description: Any) -> None:
         """A job that somebody has started, and what its description says."""
@@ -179,9 +195,28 @@ class AWS:
         logs.put_log_events(logGroupName=LOG_GROUP, logStreamName=stream, logEvents=events)
 
 
+def allows(policy: dict[str, Any], action: str, resource: str, context: dict[str, str]) -> bool:
+    """Whether a policy allows an action on a resource. Of conditions, it knows StringEquals."""
+    for statement in as_list(policy["Statement"]):
+        conditions = statement.get("Condition", {})
+        assert statement["Effect"] == "Allow" and conditions.keys() <= {"StringEquals"}, "unknown to this stand-in"
+        if (
+            any(fnmatchcase(action, pattern) for pattern in as_list(statement["Action"]))
+            and any(fnmatchcase(resource, pattern) for pattern in as_list(statement["Resource"]))
+            and all(context.get(key) in as_list(value) for key, value in conditions.get("StringEquals", {}).items())
+        ):
+            return True
+    return False
+
+
+def as_list(value: Any) -> list[Any]:
+    """Returns the list that a policy may abbreviate by its only element."""
+    return value if isinstance(value, list) else [value]
+
+
 def as_known_to_moto(policy: dict[str, Any]) -> str:
-    """A policy for all resources but those of S3: moto knows no others, and whatever else is done, is done to `*`."""
-    for statement in policy["Statement"]:
+    """Returns a policy that moto can evaluate: it knows the resources of S3 only, and no conditions."""
+    for statement in as_list(policy["Statement"]):
         if not str(statement["Action"]).lstrip("[']").startswith("s3:"):
             statement["Resource"] = "*"
         statement.pop("Condition", None)
