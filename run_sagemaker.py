@@ -39,18 +39,18 @@ LOG_DIR = "/opt/ml/output/tensorboard"  # SageMaker copies this folder to S3 dur
 
 
 def read_options(args: list[str] | None = None) -> Namespace:
-    """Returns the options, with `is_local`, `channels` (name to path), `hyperparams` (as sent), and `log_uri`."""
+    """Parses the command line; adds `is_local`, `channels` (name to path), `hyperparams` (as sent), and `log_uri`."""
     parser = Parser(usage=f"python run_sagemaker.py [options]\n\n{__doc__}", allow_abbrev=False)
     key_values = {"nargs": "*", "default": [], "type": key_value, "metavar": "NAME=value"}
 
     add = parser.add_argument_group(
         "job", "Example: --job_name=my-job --hyperparams trainer.max_epochs=10"
     ).add_argument
-    add("--hyperparams", **key_values, help="Options of app/train.py. NAME=null removes a default of this program.")
+    add("--hyperparams", **key_values, help="Options of app/train.py. NAME=null removes a default.")
     add("--job_name", help="Name of the job (default: image name and timestamp).")
     add("--wait", **BOOLEAN, default=True, help="Show the log until the job ends; --wait=false returns at once.")
-    add("--attach", metavar="JOB", help="Show the log of a job in the cloud from its start, and wait for its end.")
-    add("--stop", metavar="JOB", help="Stop a job in the cloud. Its checkpoints stay.")
+    add("--attach", metavar="JOB", help="Stream the log of a job in the cloud from its start until the job ends.")
+    add("--stop", metavar="JOB", help="Stop a job in the cloud. Its checkpoints in S3 are kept.")
     add("--dry_run", **BOOLEAN, default=False, help="Check the options and print the request instead of sending it.")
 
     add = parser.add_argument_group(
@@ -58,29 +58,32 @@ def read_options(args: list[str] | None = None) -> Namespace:
     ).add_argument
     paths = {"nargs": "+", "type": channel, "metavar": "[NAME=]PATH", "default": [("training", ".cache")]}
     add("--input_path", **paths, help="Input channels: folders, in S3 for the cloud (default: training=.cache).")
-    add("--output_path", default="output", help="Folder of model.tar.gz and output.tar.gz (default: output).")
-    add("--checkpoint_path", help="Folder of checkpoints. A job with the same options resumes from them.")
+    add("--output_path", default="output", help="Where to write model.tar.gz and output.tar.gz (default: output).")
+    add("--checkpoint_path", help="Where to save checkpoints. A job with the same options resumes from them.")
 
     add = parser.add_argument_group("containers", "Example: --instance_type=local --instance_count=4").add_argument
-    add("--instance_type", default="local_gpu", help="ml.*, or on this machine local or local_gpu (the default).")
+    add("--instance_type", default="local_gpu", help="ml.*, or local or local_gpu for local mode (default: local_gpu).")
     add("--instance_count", type=int, default=1, help="Number of instances or local containers (default: 1).")
     add("--image_uri", default="sagemaker-tutorial", help="Local tag, or URI in ECR (default: sagemaker-tutorial).")
     add("--environment", **key_values, help="Environment variables; visible to anyone who can describe the job.")
 
     add = parser.add_argument_group("cloud", "Example: --spot_instances --max_wait=172800 --max_run=86400").add_argument
-    add("--role", help="ARN of SageMaker's execution role.")
+    add("--role", help="ARN of the SageMaker execution role.")
     add("--region", help="AWS region of the job (default: AWS_REGION, AWS_DEFAULT_REGION, or your profile's).")
     add("--profile", help="Profile of your AWS configuration (default: AWS_PROFILE).")
     add("--max_run", type=int, default=86400, help="Seconds after which SageMaker stops the job (default: 86400).")
     add("--spot_instances", **BOOLEAN, default=False, help="Use spot instances; set --checkpoint_path as well.")
-    add("--max_wait", type=int, help="Seconds to wait for spot instances and to train (default: that of --max_run).")
+    add("--max_wait", type=int, help="Seconds to wait for spot instances plus training (default: that of --max_run).")
     add("--max_retry", type=int, help="Retries after an internal error of SageMaker, from 1 to 30 (default: none).")
     estimator = key_values | {"type": yaml_key_value}
     add("--estimator", **estimator, help="Other arguments of the SDK's Estimator, as YAML, such as volume_size=100.")
 
     add = parser.add_argument_group("monitoring", "Example: --metrics train_loss val_acc").add_argument
     add(
-        "--metrics", nargs="*", default=METRICS, help="Metrics that CloudWatch plots (default: those of app/resnet.py)."
+        "--metrics",
+        nargs="*",
+        default=METRICS,
+        help="Metrics to publish to CloudWatch (default: those of app/resnet.py).",
     )
 
     options = parser.parse_args(args)

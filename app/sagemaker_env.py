@@ -111,7 +111,7 @@ def checkpoint_dir() -> str | None:
 
 
 def report_failure(reason: str, tag: str | None = None) -> None:
-    """Writes the failure file, whose first 1,024 characters SageMaker shows, unless another process already has."""
+    """Writes the failure file, whose first 1,024 characters SageMaker shows, if no other process has written it."""
     if "SM_OUTPUT_DIR" in os.environ:
         with contextlib.suppress(OSError), open(Path(os.environ["SM_OUTPUT_DIR"], "failure"), "x") as file:
             file.write(f"{tag}: {reason}" if tag else reason)

@@ -16,7 +16,7 @@ if [[ -z $registry ]]; then
 from botocore.session import Session
 endpoints = Session().get_component("endpoint_resolver")
 print(endpoints.get_partition_dns_suffix(endpoints.get_partition_for_region(sys.argv[1])))'
-    domain=$(python3 -c "$find_domain" "$AWS_REGION" 2>&1) || fail_as python3 "${domain##*$'\n'}"
+    domain=$(python3 -c "$find_domain" "$AWS_REGION" 2>&1) || fail_as "AWS_REGION=$AWS_REGION" "${domain##*$'\n'}"
   fi
   registry=$account.dkr.ecr.$AWS_REGION.$domain
 fi

@@ -16,7 +16,7 @@ CONTAINER = {"SM_HOSTS": '["algo-1"]', "SM_MODEL_DIR": "/opt/ml/model", "SM_OUTP
 
 
 def check_options(options: Any) -> None:
-    """Raises ValueError for what AWS or Docker would not notice, or not clearly, or only after it costs."""
+    """Raises ValueError for mistakes that AWS or Docker would miss, report unclearly, or report when it costs."""
     instance_type = options.instance_type
     if options.is_local and options.log_uri:
         raise ValueError(f"--hyperparams logger.save_dir={options.log_uri}: only jobs in the cloud can log to S3")

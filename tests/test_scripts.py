@@ -81,7 +81,10 @@ def test_only_regions_of_other_partitions_need_botocore(project):
     path = project.path_with("python3", f'exec {sys._base_executable} -S "$@"')
     assert project.run(URI, PATH=path, AWS_REGION="mx-central-1").split("/")[0].endswith(".mx-central-1.amazonaws.com")
     line = project.error_line(URI, PATH=path, AWS_REGION="cn-north-1")
-    assert line == "python3: ModuleNotFoundError: No module named 'botocore'; activate the virtual environment"
+    assert (
+        line
+        == "AWS_REGION=cn-north-1: ModuleNotFoundError: No module named 'botocore'; activate the virtual environment"
+    )
 
 
 def test_an_unknown_region_is_refused(project):

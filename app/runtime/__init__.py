@@ -1,1 +1,1 @@
-"""Makes a run of any LightningModule and LightningDataModule dependable."""
+"""Fault-tolerant training of any LightningModule with any LightningDataModule."""

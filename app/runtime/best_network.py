@@ -13,7 +13,7 @@ from runtime.files import to_bytes, write_atomically
 
 
 class BestNetwork(ModelCheckpoint):
-    """A ModelCheckpoint that skips epochs without its metric, and finds its file if the folder has moved.
+    """A ModelCheckpoint that skips epochs without `monitor`, and finds its file after `dirpath` has moved.
 
     Args:
         dirpath: Folder of the checkpoints.

@@ -1,4 +1,4 @@
-"""The command line of a training program: its options, the sources of their defaults, and one line for a mistake."""
+"""The command line of a training program: its options, and where their defaults come from."""
 
 import logging
 import os
@@ -51,7 +51,11 @@ OPTIONS = {
     "lr_scheduler_interval": (Literal["epoch", "step"], "epoch", "How often the learning-rate scheduler steps."),
     "resume.every_n_minutes": (NonNegativeFloat, 5.0, "Minutes between two checkpoints within an epoch; 0 for none."),
     "resume.every_n_steps": (NonNegativeInt, 0, "Steps between two checkpoints within an epoch; 0 for none."),
-    "process_group_timeout": (PositiveFloat, 300.0, "Timeout of collective operations in seconds."),
+    "process_group_timeout": (
+        PositiveFloat,
+        300.0,
+        "Timeout in seconds of joining the process group and of collectives.",
+    ),
 }
 # Type and new name of options that keep working.
 OLD_OPTIONS = {
@@ -64,7 +68,7 @@ RUN_DEFINING_OPTIONS = ("seed_everything", "data", "model", "optimizer", "lr_sch
 
 
 class CLI(LightningCLI):
-    """Parses the options and creates trainer, model and data module. A mistake ends the program with one line.
+    """Parses the options and creates trainer, model and data module. Invalid options exit with a one-line error.
 
     Defaults < the YAML file `defaults` < --config < SageMaker's folders < options on the command line.
 
@@ -96,7 +100,7 @@ class CLI(LightningCLI):
         for name, (kind, default, explanation) in OPTIONS.items():
             parser.add_argument(f"--{name}", type=kind, default=default, help=explanation)
         for name, (kind, new_name) in OLD_OPTIONS.items():
-            parser.add_argument(f"--{name}", type=kind | None, default=None, help=f"Old name of --{new_name}.")
+            parser.add_argument(f"--{name}", type=kind | None, default=None, help=f"Deprecated; use --{new_name}.")
         parser.prefer_int()
 
     def parse_arguments(self, parser: Parser, args: Any) -> None:

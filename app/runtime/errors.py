@@ -15,7 +15,7 @@ from torch.distributed import DistError
 
 
 class CoordinatedExit(Exception):
-    """All ranks exit after the same step: CoordinatedExit(reason, exit code)."""
+    """Raised on every rank after the same step: CoordinatedExit(reason, exit code)."""
 
 
 @contextlib.contextmanager
@@ -74,5 +74,5 @@ def show(level: str, message: str) -> None:
 
 
 def local_rank() -> int:
-    """Returns the rank of this process on its host, before Lightning has one, too."""
+    """Returns the rank of this process on its host, even before Lightning sets it."""
     return int(os.environ.get("LOCAL_RANK", 0))

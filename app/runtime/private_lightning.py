@@ -55,7 +55,7 @@ def loaders(trainer: Trainer) -> list[Any]:
 
 
 def rank_state(trainer: Trainer) -> dict[str, Any]:
-    """Returns what each rank has of its own: Lightning itself saves the loaders of rank 0 only, and no sums."""
+    """Returns the state of this rank: Lightning itself saves the loaders of rank 0 only, and no sums."""
     states = [loader.state_dict() for loader in loaders(trainer)] if loaders_are_stateful(trainer) else None
     return {
         "random_states": _collect_rng_states(),

@@ -92,7 +92,7 @@ def num_samples_per_batch(trainer: Trainer) -> int:
 
 
 def print_summary(trainer: Trainer, data: LightningDataModule | None, paths: dict[str, Any]) -> None:
-    """Prints the last metrics and where everything is, in two columns. `test_acc` is shown as a percentage."""
+    """Prints the last metrics and the output paths in two columns. `test_acc` is shown as a percentage."""
     metrics = logged_metrics(trainer)
     rows = {}
     if 0 <= metrics.get("test_acc", -1) <= 1:

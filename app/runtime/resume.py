@@ -1,4 +1,4 @@
-"""Resuming an interrupted run where it was, bit for bit, whatever it trains and whatever has stopped it."""
+"""Bit-exact resume of an interrupted run, on the same number of processes, within an epoch if its loaders are stateful."""
 
 import signal
 import time

@@ -10,7 +10,7 @@ from runtime.private_lightning import continue_version
 
 
 class TensorBoardLog(TensorBoardLogger):
-    """A TensorBoardLogger with its log in the checkpoints, because a killed host may not have written all of it."""
+    """A TensorBoardLogger that stores its event files in each checkpoint: a killed host may not have written them."""
 
     def __init__(self, save_dir: str, **kwargs: Any):
         check_writable(save_dir)
