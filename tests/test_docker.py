@@ -197,13 +197,8 @@ def test_a_killed_container_stops_the_run_within_15_seconds(project):
     assert earlier_model.read_text() == "of an earlier run"
 
 
-<<<<<<< HEAD
-def test_four_killed_containers_and_the_same_command_again_end_like_an_uninterrupted_run(project):
-    hyperparams = ("trainer.max_epochs=20", "resume.every_n_steps=3", "trainer.callbacks=tiny.Drill")
-=======
 def test_four_killed_containers_resume_with_the_same_results_as_an_uninterrupted_run(project):
-    hyperparams = ("trainer.max_epochs=20", "checkpoint.every_n_train_steps=3", "trainer.callbacks=tiny.Drill")
->>>>>>> 8a915c5 (Test names and docstrings of the Docker tests in plain words)
+    hyperparams = ("trainer.max_epochs=20", "resume.every_n_steps=3", "trainer.callbacks=tiny.Drill")
     hyperparams += ("trainer.strategy=ddp_exact",)
     hyperparams += ("trainer.callbacks.file=/tmp/step", "trainer.callbacks.seconds=0.05")
 
@@ -226,11 +221,7 @@ def test_four_killed_containers_resume_with_the_same_results_as_an_uninterrupted
     docker("kill", *docker("ps", "--quiet").split())
     finish(process, code=1)
     log, *interrupted = end(start_four("b"), "b")
-<<<<<<< HEAD
     assert re.search(r"resuming from /opt/ml/checkpoints/last-step=\d+.ckpt, step (\d\d) in epoch [67]\n", log)
-=======
-    assert re.search(r" from /opt/ml/checkpoints/last-step=\d+.ckpt, step (\d\d) in epoch [67]\n", log)
->>>>>>> 8a915c5 (Test names and docstrings of the Docker tests in plain words)
     assert interrupted == uninterrupted
 
 

@@ -1,4 +1,4 @@
-"""Bit-exact resume of an interrupted run, on the same number of processes, within an epoch if its loaders are stateful."""
+"""Bit-exact resume of an interrupted run: on the same number of processes, and within an epoch for stateful loaders."""
 
 import signal
 import time
