@@ -18,12 +18,12 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("app", "tests/support", "examples/synthetic")]
 PARTS = {
     "nothing": [],
-    "growing images": ["--model.resolutions=[32,32,32]"],
+    "progressive resizing": ["--model.resolutions=[32,32,32]"],
     "orthogonal updates": ["--model.orthogonal=false"],
     "whitening": ["--model.whiten=false"],
     "label smoothing": ["--model.label_smoothing=0"],
     "alternate flips, for random ones": ["--data.alternate_flips=false"],
-    "views at test time": ["--model.tta=false"],
+    "test-time augmentation": ["--model.tta=false"],
     "bf16, for 32 bits": ["--trainer.precision=32-true"],
 }
 

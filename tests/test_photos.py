@@ -95,7 +95,8 @@ def test_after_the_port_it_is_trained_tested_and_exported(project, tmp_path):
     stdout = run(project, "--data.image_size=32", "--data.num_workers=0", cwd=tmp_path).stdout
     lines = epoch_lines(stdout)
     assert [line["step"] for line in lines] == [8, 16, 24, 32, 40, 48]
-    assert all(set(line) == {"epoch", "step", "train_loss", "val_loss", "val_acc"} for line in lines)
+    names = {"epoch", "step", "train_loss", "val_loss", "val_acc", "samples_per_second"}
+    assert all(set(line) == names for line in lines)
     accuracy = re.search(r"^test accuracy +([\d.]+)% on test data$", stdout, re.MULTILINE)[1]
     assert float(accuracy) > 60  # of three classes
     resnet18(num_classes=3).load_state_dict(torch.load(tmp_path / "logs/checkpoints/model.pt"))
