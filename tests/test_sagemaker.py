@@ -45,9 +45,7 @@ def test_two_hosts_give_the_losses_of_one_host_with_two_processes(job):
 def test_bad_input_is_the_reason_of_the_failure_that_sagemaker_shows(job):
     (host,) = job(1, {"trainer.max_epoch": "1"})
     assert host.wait() == 1
-    assert host.failure == (
-        "train.py: error: unknown option --trainer.max_epoch; did you mean --trainer.max_epochs?"
-    )
+    assert host.failure == ("train.py: error: unknown option --trainer.max_epoch; did you mean --trainer.max_epochs?")
 
 
 @pytest.mark.slow
