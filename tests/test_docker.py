@@ -157,7 +157,7 @@ def test_one_container_trains_the_current_code(project):
 @pytest.mark.parametrize("attempt", [1, 2])
 def test_the_commands_of_the_tutorial_work_as_printed(project, attempt):
     # No GPU here: the launcher says what to do.
-    assert "say --instance_type=local, and train on the CPU with" in run_block(
+    assert "use --instance_type=local, and train on the CPU with" in run_block(
         block("python run_sagemaker.py\n"), project, code=2
     )
 
@@ -229,7 +229,7 @@ def test_the_last_lines_of_a_failed_container_are_printed_again(project):
     log = launch(project, *CPU, *TINY, "trainer.devices=1000", code=1)
     _, message = log.split("run_sagemaker.py: error: ")
     assert re.match(r"container algo-1-\w+ failed with exit code 1; its last lines:\n", message)
-    assert "train.py: error: --trainer.devices=1000: on the CPU it is a number of processes" in message
+    assert "train.py: error: --trainer.devices=1000: on the CPU, must be 1 to" in message
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -311,7 +311,7 @@ def test_two_containers_train_one_model_from_the_request_of_a_cloud_job(aws, pro
     [
         (["--image_uri=not-built"], {}, "--image_uri=not-built: not built yet; build it with ./docker/build-image.sh"),
         ([], {"DOCKER_HOST": "tcp://127.0.0.1:1"}, "Docker is not running, or denies you access: "),
-        ([], {"PATH": "docker-only", "DOCKER_CONFIG": "none"}, "there is no Docker Compose on this machine; "),
+        ([], {"PATH": "docker-only", "DOCKER_CONFIG": "none"}, "Docker Compose is not installed; "),
     ],
 )
 def test_a_missing_requirement_is_reported_in_one_line(project, options, environment, line):
