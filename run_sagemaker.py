@@ -213,8 +213,7 @@ def train_locally(estimator: Any, options: Namespace) -> None:
         fit_in_containers(estimator, inputs(options), options.checkpoint_path)
     model = estimator.model_data.removeprefix("file://")
     output = options.checkpoint_path or model.replace("model.tar", "output.tar")
-    print(f"\nmodel   {model}")
-    print(f"output  {output} (checkpoints, TensorBoard logs)")
+    print(f"\nmodel   {model}\noutput  {output} (checkpoints, TensorBoard logs)")
 
 
 def attach_or_stop(options: Namespace, session: Any) -> None:
@@ -250,8 +249,7 @@ def print_results(job: dict[str, Any]) -> None:
         raise RuntimeError(f"job {job_name} ended as {status}: {' '.join(reason.split())}")
     model = job["ModelArtifacts"]["S3ModelArtifacts"]
     checkpoints = job.get("CheckpointConfig", {}).get("S3Uri") or model.replace("model.tar", "output.tar")
-    print(f"\nmodel        {model}")
-    print(f"checkpoints  {checkpoints}")
+    print(f"\nmodel        {model}\ncheckpoints  {checkpoints}")
 
 
 if __name__ == "__main__":

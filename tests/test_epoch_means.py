@@ -4,7 +4,7 @@ import signal
 
 import pytest
 import torch
-from interrupted import differences, interrupt, train
+from interrupted import interrupt, train
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric
@@ -13,9 +13,6 @@ from runtime.private_lightning import epoch_sums, metric_state, metrics, restore
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassPrecision, MulticlassRecall
-
-THREE_EPOCHS = ("--trainer.max_epochs=3", "--resume.every_n_steps=3")
-OWN_SAMPLER = ("--model=projects.LogsEverything", "--data=projects.OwnSamplerData")
 
 
 class LogsEachKind(LightningModule):
@@ -104,18 +101,6 @@ def test_the_number_of_samples_of_a_mean_is_no_integer_which_ranks_would_average
     (mean,) = [each for each in sums_of([[5, 7], [1]]).items() if each[0].endswith(".mean")]
     result = _ResultMetric(_Metadata("training_step", "mean"), is_tensor=True)
     assert result.cumulated_batch_size.is_floating_point() and mean[1]["batch_size"] == 3
-
-
-@pytest.mark.slow
-def test_two_processes_resume_with_exact_means_and_metrics(tmp_path):
-    one, other = (tmp_path / name for name in ("uninterrupted", "interrupted"))
-    one.mkdir()
-    other.mkdir()
-    options = (*OWN_SAMPLER, *THREE_EPOCHS, "--trainer.devices=2")
-    train(*options, cwd=one, cold=True)
-    interrupt(*options, cwd=other, step=8, signum=signal.SIGTERM, cold=True)
-    assert "resuming from" in train(*options, cwd=other, cold=True).stdout
-    assert not differences(one, other)
 
 
 @pytest.mark.slow

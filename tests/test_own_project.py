@@ -15,7 +15,7 @@ import yaml
 from glyph_data import GlyphDataModule
 from glyph_net import GlyphNet
 from interrupted import GLYPHS, differences, interrupt, train
-from projects import Manual, NetworkAndHead, OneCycle, OnPlateau, Regression, ReturnsDict, ReturnsTensor
+from projects import LogsEverything, Manual, NetworkAndHead, OneCycle, OnPlateau, Regression, ReturnsDict, ReturnsTensor
 from results import epoch_lines, last_checkpoint, samples, scalars
 
 PLAIN, STATEFUL = "--data=projects.PlainData", "--data=projects.StatefulData"
@@ -293,11 +293,12 @@ def test_a_warning_names_sagemakers_data_folder_unless_the_project_uses_it(tmp_p
 
 
 @pytest.mark.slow
-def test_two_processes_with_a_distributed_sampler_resume_bit_exactly(tmp_path):
+@pytest.mark.parametrize("module", [ReturnsTensor, LogsEverything])
+def test_two_processes_with_a_distributed_sampler_resume_bit_exactly(tmp_path, module):
     one, other = (tmp_path / name for name in ("uninterrupted", "interrupted"))
     one.mkdir()
     other.mkdir()
-    options = (*options_of(ReturnsTensor, "OwnSamplerData"), *THREE_EPOCHS, "--trainer.devices=2")
+    options = (*options_of(module, "OwnSamplerData"), *THREE_EPOCHS, "--trainer.devices=2")
     train(*options, cwd=one, cold=True)
     interrupt(*options, cwd=other, step=8, signum=signal.SIGTERM, cold=True)
     assert "resuming from" in train(*options, cwd=other, cold=True).stdout

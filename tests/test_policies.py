@@ -169,7 +169,7 @@ class Terminal:
 def test_the_administrators_commands_start_no_pager_that_would_swallow_the_next_line(aws, tmp_path):
     cli = find_aws_cli_2()
     if not cli:
-        pytest.skip("there is no AWS CLI 2, such as Debian's package awscli")
+        pytest.skip(reason="there is no AWS CLI 2, such as Debian's package awscli")
     terminal = Terminal(tmp_path, cli, aws.environment)
     terminal.run("aws iam list-roles")
     assert terminal.paged.exists()

@@ -54,8 +54,9 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def paths(self) -> list[Path]:
         """Returns all checkpoints in the folder, also of earlier runs, the highest step first."""
-        numbered = [(re.search(r"=(\d+)$", path.stem), path) for path in self.folder.glob("last-step=*.ckpt")]
-        return [path for _, path in sorted(((int(step[1]), path) for step, path in numbered if step), reverse=True)]
+        steps = {path: re.search(r"=(\d+)$", path.stem) for path in self.folder.glob("last-step=*.ckpt")}
+        numbered = [path for path, step in steps.items() if step]
+        return sorted(numbered, key=lambda path: int(steps[path][1]), reverse=True)
 
     def keep(self, path: Path) -> None:
         """Keeps a new checkpoint and the one before; deletes all others, in SageMaker after a while."""

@@ -229,7 +229,8 @@ class CLI(LightningCLI):
 def join_values(args: list[str]) -> list[str]:
     """Joins names and values, which SageMaker's toolkit separates, so that a value like -1e-3 is no option."""
     names = args[::2]
-    if in_sagemaker() and len(args) % 2 == 0 and all(name.startswith("--") and "=" not in name for name in names):
+    are_separated = len(args) % 2 == 0 and all(name.startswith("--") and "=" not in name for name in names)
+    if in_sagemaker() and are_separated:
         return [f"{name}={value}" for name, value in zip(names, args[1::2], strict=True)]
     return args
 

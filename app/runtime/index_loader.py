@@ -59,7 +59,8 @@ class IndexLoader:
         order = torch.arange(self.num_samples)
         if self.seed is not None:
             order = torch.randperm(self.num_samples, generator=seeded_generator(self.seed, ORDER, self.epoch))
-            order = order[: self.num_samples // self.world_size * self.world_size][: len(self) * self.global_batch_size]
+            num_shared = self.num_samples // self.world_size * self.world_size
+            order = order[: min(num_shared, len(self) * self.global_batch_size)]
         last_start = (len(self) - 1) * self.global_batch_size
         for start in range(self._start, last_start + 1, self.global_batch_size):
             stop = len(order) if start == last_start else start + self.global_batch_size

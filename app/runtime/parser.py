@@ -57,4 +57,5 @@ def explain(message: str, options: list[str]) -> str:
 def full_name(name: str) -> str:
     """Returns an option as it is on the command line: the parser of a class knows only the end of its name."""
     given = [word.partition("=")[0] for word in sys.argv]
-    return next((word for word in given if word.endswith(f".{name}") or word in (name, f"--{name}")), f"--{name}")
+    matching = [word for word in given if word.endswith(f".{name}") or word in (name, f"--{name}")]
+    return [*matching, f"--{name}"][0]

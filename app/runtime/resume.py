@@ -81,10 +81,8 @@ class Resume(Checkpoint):
         private_lightning.call_between_steps(trainer, partial(self._between_steps, trainer))
         self._last_time = time.monotonic()
         if trainer.is_global_zero and not private_lightning.loaders_are_stateful(trainer):
-            print(
-                "the training loader is not stateful: an interrupted run resumes from the last complete epoch",
-                flush=True,
-            )
+            reason = "the training loader is not stateful"
+            print(f"{reason}: an interrupted run resumes from the last complete epoch", flush=True)
         if self.checkpoint:
             self._restore(trainer, self.checkpoint["resume"])
             self.checkpoint = None
@@ -117,7 +115,8 @@ class Resume(Checkpoint):
         signum, is_late = self.stop_signal.all_reduce(trainer, is_late)
         is_due = is_new_epoch or self._last_step is None or 0 < self.every_n_steps <= num_steps
         is_due |= is_late and num_steps > 1  # the ranks still report it in the step after a checkpoint
-        if num_steps and (is_due or signum) and (is_new_epoch or private_lightning.is_resumable_point(trainer)):
+        can_resume = is_new_epoch or private_lightning.is_resumable_point(trainer)
+        if num_steps and (is_due or signum) and can_resume:
             self._save(trainer, BETWEEN_STEPS)
         self._exit_if_stopped(trainer, signum)
 
@@ -129,9 +128,8 @@ class Resume(Checkpoint):
     def _exit_if_stopped(self, trainer: Trainer, signum: int) -> None:
         if signum:
             trainer.strategy.barrier()
-            self._exit(
-                trainer, f"stopped by {signal.Signals(signum).name} after step {trainer.global_step}", 128 + signum
-            )
+            name = signal.Signals(signum).name
+            self._exit(trainer, f"stopped by {name} after step {trainer.global_step}", 128 + signum)
 
     def _exit(self, trainer: Trainer, reason: str, code: int) -> NoReturn:
         resumes = f"resumes from {self.files.kept[-1]}" if self.files.kept else "starts from scratch"
