@@ -20,6 +20,7 @@ from aws import NO_AWS
 from programs import ROOT, SYNTHETIC, TINY, run_train_warm
 from results import epoch_lines, last_checkpoint, scalars
 
+pytestmark = pytest.mark.slow  # other tests find the same mistakes one by one, in seconds
 FROZEN = Path(__file__).with_name("frozen")
 CLOUD = "--region=eu-central-1 --role=arn:aws:iam::123456789012:role/my-role --output_path=s3://my-bucket/output"
 CLOUD += " --image_uri=123456789012.dkr.ecr.eu-central-1.amazonaws.com/sagemaker-tutorial:1"
@@ -68,8 +69,6 @@ MISTAKES = f"""
     upload-cifar-10.sh my-bucket/folder
     docker/push-image.sh --build-arg BASE_IMAGE=mirror
     docker/image-uri.sh
-"""
-SLOW_MISTAKES = f"""
     train.py --data.batch_sizes=3
     train.py --optimizer.lrr=3
     train.py --trainer.max_epochs=many
@@ -109,9 +108,7 @@ def run(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=cwd, env=NO_AWS | environment, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "two-nodes" else pytest.param(name, marks=pytest.mark.slow) for name in LAUNCHES]
-)
+@pytest.mark.parametrize("name", LAUNCHES)
 def test_a_launch_sends_the_frozen_request(tmp_path, name):
     result = run(f"run_sagemaker.py --dry_run {LAUNCHES[name]}", tmp_path)
     assert result.returncode == 0, result.stderr
@@ -128,11 +125,7 @@ def test_a_launch_sends_the_frozen_request(tmp_path, name):
     assert request == frozen(f"request-{name}", request)
 
 
-def mistakes(text: str, *marks: pytest.MarkDecorator) -> list:
-    return [pytest.param(line.strip(), marks=marks, id=line.strip()[-60:]) for line in text.strip().splitlines()]
-
-
-@pytest.mark.parametrize("command", mistakes(MISTAKES) + mistakes(SLOW_MISTAKES, pytest.mark.slow))
+@pytest.mark.parametrize("command", [line.strip() for line in MISTAKES.strip().splitlines()])
 def test_a_mistake_ends_in_one_line_that_begins_with_the_program(tmp_path, command):
     program, *options = command.split()
     if program == "train.py":
