@@ -116,7 +116,7 @@ def running(command: str, folder: Path) -> Iterator[subprocess.Popen]:
         if not (folder / name).is_symlink():
             (folder / name).symlink_to(ROOT / name)
     environment = os.environ | {
-        "PYTHONPATH": f"examples/synthetic:{os.environ.get('PYTHONPATH', '')}",
+        "PYTHONPATH": f"examples/synthetic:examples/fast:{os.environ.get('PYTHONPATH', '')}",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     words = shlex.split(command)
@@ -139,7 +139,7 @@ def hardware() -> str:
 
 RECORDINGS = {
     "defaults": (learning_curve, "python app/train.py"),
-    "fast": (learning_curve, "python app/train.py --config app/fast.yaml --data.val_split=5000"),
+    "fast": (learning_curve, "python app/train.py --config examples/fast/fast.yaml --data.val_split=5000"),
     "interruption": (
         interruption,
         f"{SYNTHETIC} --trainer.log_every_n_steps=1 --logger.flush_secs=1 --resume.every_n_steps=16",

@@ -15,7 +15,8 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("app", "tests/support", "examples/synthetic")]
+FOLDERS = ("app", "tests/support", "examples/synthetic", "examples/fast")
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in FOLDERS]
 
 PARTS = {
     "input": "images per second that are ready for the network, compared with torchvision",

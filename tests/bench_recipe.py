@@ -15,7 +15,8 @@ from statistics import mean, stdev
 from time import perf_counter
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / folder) for folder in ("app", "tests/support", "examples/synthetic")]
+FOLDERS = ("app", "tests/support", "examples/synthetic", "examples/fast")
+sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
 PARTS = {
     "nothing": [],
     "progressive resizing": ["--model.resolutions=[32,32,32]"],
@@ -30,7 +31,13 @@ PARTS = {
 
 def run(options: list[str]) -> tuple[float, float]:
     """Trains once and returns the seconds of training and the test accuracy in percent."""
-    command = [sys.executable, ROOT / "app/train.py", "--config", ROOT / "app/fast.yaml", "--data.data_dir=.cache"]
+    command = [
+        sys.executable,
+        ROOT / "app/train.py",
+        "--config",
+        ROOT / "examples/fast/fast.yaml",
+        "--data.data_dir=.cache",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         command += [f"--checkpoint.dirpath={folder}", f"--logger.save_dir={folder}", *options]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

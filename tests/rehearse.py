@@ -14,6 +14,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,7 +171,16 @@ def upload_data(aws: AWS, input_path: Path | None, folder: Path) -> None:
     report(f"AWS is simulated on this machine; S3 has {megabytes:.1f} MB of data in {S3}/datasets/rehearsal")
 
 
-def launch(aws: AWS, hyperparams: dict[str, str], folder: Path) -> dict[str, Any]:
+def copy_with_example(project: Path) -> Path:
+    """Copies this project to a folder, with the network of examples/fast, which trains in seconds, in app/."""
+    for name in ("app", "launcher"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "run_sagemaker.py", project)
+    shutil.copy(ROOT / "examples/fast/fast.py", project / "app")
+    return project
+
+
+def launch(aws: AWS, hyperparams: dict[str, str], project: Path, folder: Path) -> dict[str, Any]:
     """Launches the job with run_sagemaker.py and returns the request that SageMaker receives."""
     command = ["run_sagemaker.py", *OPTIONS, "--hyperparams", *(f"{key}={value}" for key, value in hyperparams.items())]
     indents = {"initial_indent": " " * 9, "subsequent_indent": " " * 11}
@@ -178,7 +188,7 @@ def launch(aws: AWS, hyperparams: dict[str, str], folder: Path) -> dict[str, Any
     print(textwrap.fill(shlex.join(["python", *command]), **indents, **layout), flush=True)
     environment = aws.environment | {"PYTHONPATH": "", "TMPDIR": str(folder)}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, **output)
+    process = subprocess.Popen([sys.executable, *command], cwd=project, env=environment, **output)
     try:
         log, _ = process.communicate()
     finally:
@@ -222,8 +232,10 @@ def rehearse(options: Namespace, folder: Path) -> bool:
     aws.put_image(tag="1")
     aws.next_job = {"training_job_status": "InProgress", "secondary_status": "Training"}
     upload_data(aws, options.input_path, folder)
-    example = {} if options.hyperparams or options.input_path else EXAMPLE
-    request = launch(aws, HYPERPARAMS | example | dict(options.hyperparams), folder)
+    is_example = not (options.hyperparams or options.input_path)
+    project = copy_with_example(folder / "project") if is_example else ROOT
+    hyperparams = HYPERPARAMS | (EXAMPLE if is_example else dict(options.hyperparams))
+    request = launch(aws, hyperparams, project, folder)
     path = {"CheckpointConfig": request["CheckpointConfig"] | {"S3Uri": f"{S3}/checkpoints/uninterrupted/"}}
     models = {"interrupted": run_interrupted(Job(aws, request, folder))}
     models["uninterrupted"] = run_uninterrupted(Job(aws, request | path | {"TrainingJobName": "uninterrupted"}, folder))

@@ -14,7 +14,7 @@ from synthetic import SyntheticCIFAR10DataModule
 
 RECIPE = (
     "--config",
-    str(ROOT / "app/fast.yaml"),
+    str(ROOT / "examples/fast/fast.yaml"),
     "--data=synthetic.SyntheticCIFAR10DataModule",
     "--data.num_train_images=600",
 )

@@ -40,7 +40,7 @@ LAUNCHES = {
     "--estimator input_mode=FastFile",
     "own-names": f"{GPU} --job_name=my-job --max_retry=2 --environment A=b=c --metrics rmse val/f1 "
     "--hyperparams optimizer=SGD optimizer.momentum=0.9 data=null",
-    "config": f"{GPU} --hyperparams config=fast.yaml data.batch_size=128 trainer.max_epochs=1",
+    "config": f"{GPU} --hyperparams config=train.yaml data.batch_size=128 trainer.max_epochs=1",
 }
 
 # Each line is a wrong command line; the exit code is 2.
@@ -86,7 +86,7 @@ MISTAKES = f"""
 RUNS = {
     "tiny": (*SYNTHETIC, *TINY, "--trainer.log_every_n_steps=5"),
     "resnet18": SYNTHETIC,
-    "fast": ("--config", str(ROOT / "app/fast.yaml"), *SYNTHETIC[:3], "--data.batch_size=64"),
+    "fast": ("--config", str(ROOT / "examples/fast/fast.yaml"), *SYNTHETIC[:3], "--data.batch_size=64"),
 }
 ON_ONE_CPU = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true")
 # Different instruction sets (SSE, AVX2, AVX-512) changed losses by up to 1e-7, 3e-5 and 2e-4; a different seed, order,

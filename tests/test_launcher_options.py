@@ -56,8 +56,8 @@ def test_null_removes_a_hyperparameter():
 
 
 def test_config_drops_all_default_hyperparameters_except_the_devices():
-    hyperparams = read_options(["--hyperparams", "config=fast.yaml", "trainer.max_epochs=1"]).hyperparams
-    assert hyperparams == DEVICE_HYPERPARAMS | {"config": "fast.yaml", "trainer.max_epochs": "1"}
+    hyperparams = read_options(["--hyperparams", "config=photos.yaml", "trainer.max_epochs=1"]).hyperparams
+    assert hyperparams == DEVICE_HYPERPARAMS | {"config": "photos.yaml", "trainer.max_epochs": "1"}
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_config_drops_all_default_hyperparameters_except_the_devices():
     ],
 )
 def test_with_config_the_devices_can_be_set_or_removed(args, devices):
-    hyperparams = read_options(["--hyperparams", "config=fast.yaml", *args.split()]).hyperparams
-    assert hyperparams == {"config": "fast.yaml"} | devices
+    hyperparams = read_options(["--hyperparams", "config=photos.yaml", *args.split()]).hyperparams
+    assert hyperparams == {"config": "photos.yaml"} | devices
 
 
 def test_a_log_in_s3_is_written_to_the_folder_from_which_sagemaker_copies_it():
@@ -119,7 +119,7 @@ def test_what_cannot_be_read_ends_in_one_line(capsys, args, line):
 @pytest.mark.parametrize(
     "args, line",
     [
-        ("--instance_type=local --hyperparams config=fast.yaml", "--instance_type=local has no GPU"),
+        ("--instance_type=local --hyperparams config=photos.yaml", "--instance_type=local has no GPU"),
         ("--instance_type=local", "--instance_type=local has no GPU for trainer.accelerator=gpu; train on the CPU "),
         (
             "--hyperparams logger.save_dir=s3://my-bucket/x",

@@ -120,7 +120,7 @@ def test_the_training_commands_work_as_printed(tmp_path, archive):
         block("--ckpt_path=last"),
         block("--config=logs/tensorboard/tutorial/version_0/config.yaml"),
         block("--lr_scheduler=OneCycleLR"),
-        block("python app/train.py --config app/fast.yaml"),
+        block("--config examples/fast/fast.yaml"),
     ]
     for command in commands:
         assert re.search(r"^test accuracy +[\d.]+% on CIFAR-10$", run_block(command, tmp_path, PATH=path), re.MULTILINE)

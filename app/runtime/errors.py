@@ -67,7 +67,9 @@ def warn(message: str) -> None:
 
 def show(level: str, message: str) -> None:
     """Prints a line on stderr, and appends it as JSON to the file of TRAIN_MESSAGES_FILE, for other programs."""
-    print(f"train.py: {level}: {message}", file=sys.stderr, flush=True)
+    # One write per line, as several ranks share stderr.
+    sys.stderr.write(f"train.py: {level}: {message}\n")
+    sys.stderr.flush()
     if path := os.environ.get("TRAIN_MESSAGES_FILE"):
         with open(path, "a") as file:
             file.write(json.dumps({"level": level, "message": message}) + "\n")

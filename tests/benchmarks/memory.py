@@ -11,7 +11,7 @@ from measuring import DATA, DEVICES, ROOT, Result, train_command
 
 RUNS = {
     "ResNet-18, batch 32": ["--trainer.limit_train_batches=50", "--trainer.limit_val_batches=10"],
-    "recipe, batch 512": [f"--config={ROOT}/app/fast.yaml", "--trainer.limit_train_batches=20"],
+    "recipe, batch 512": [f"--config={ROOT}/examples/fast/fast.yaml", "--trainer.limit_train_batches=20"],
 }
 
 

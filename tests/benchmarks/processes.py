@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 NUM_STEPS, NUM_ROUNDS = 20, 2
-RECIPE = [f"--config={ROOT}/app/fast.yaml"]
+RECIPE = [f"--config={ROOT}/examples/fast/fast.yaml"]
 TASKS = {"ResNet-18": (128, []), "recipe": (512, RECIPE)}  # global batch size and options
 SHARES = (0.45, 0.3, 0.25)  # of the recipe's steps, for each of its resolutions
 

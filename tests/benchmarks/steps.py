@@ -45,7 +45,7 @@ def linear() -> Task:
 
 def recipe(device: str) -> Task:
     precision = "bf16-mixed" if supported_precision("bf16-mixed", device) == "bf16-mixed" else "32-true"
-    options = [f"--config={ROOT}/app/fast.yaml", f"--trainer.precision={precision}"]
+    options = [f"--config={ROOT}/examples/fast/fast.yaml", f"--trainer.precision={precision}"]
     data = {"batch_size": 512, "val_split": 0, "padding": 2, "alternate_flips": True}
     # 40 steps including the warm-up steps, during which the resolution grows as in a whole run.
     return Task("recipe, batch 512", FastNet, options, data, 35, precision, num_rounds=5)

@@ -145,5 +145,7 @@ def train_command(*options: str, **environment: str) -> dict[str, Any]:
     command = [sys.executable, str(ROOT / "app/train.py"), *options]
     return {
         "args": command,
-        "env": os.environ | {"PYTHONPATH": f"{ROOT}/tests/support:{ROOT}/examples/synthetic"} | environment,
+        "env": os.environ
+        | {"PYTHONPATH": f"{ROOT}/tests/support:{ROOT}/examples/synthetic:{ROOT}/examples/fast"}
+        | environment,
     }

@@ -14,7 +14,9 @@ from types import SimpleNamespace
 import torch
 
 ROOT = Path(__file__).parents[2]
-PATH = os.pathsep.join(str(ROOT / folder) for folder in ("tests/support", "examples/synthetic", "examples/pictures"))
+PATH = os.pathsep.join(
+    str(ROOT / folder) for folder in ("tests/support", "examples/synthetic", "examples/fast", "examples/pictures")
+)
 
 # One thread per process: pytest runs two tests at a time, and more threads than cores wait for each other.
 torch.set_num_threads(1)
