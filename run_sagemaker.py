@@ -12,6 +12,8 @@ import logging
 import os
 import re
 import shlex
+import shutil
+import sys
 import tempfile
 from argparse import Namespace
 from inspect import signature
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.account import create_session
-from launcher.checks import check_options, check_request, start_check, wait_for_check
+from launcher.checks import check_options, check_request, cost, start_check, wait_for_check
 from launcher.command_line import BOOLEAN, Parser, channel, exit_on_signals, key_value, one_line_errors, yaml_key_value
 from launcher.local_mode import check_machine, git_commit
 
@@ -35,28 +37,25 @@ DEFAULT_HYPERPARAMS = {
 }
 METRICS = ["train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "images_per_second"]
 APP_DIR = Path(__file__).resolve().parent / "app"
+NOT_CODE = shutil.ignore_patterns(".*", "__pycache__", "logs", "output", "*.ckpt")  # data, results and passwords
 LOG_DIR = "/opt/ml/output/tensorboard"  # SageMaker copies this folder to S3 during the job
 
 
 def read_options(args: list[str] | None = None) -> Namespace:
     """Parses the command line; adds `is_local`, `channels` (name to path), `hyperparams` (as sent), and `log_uri`."""
     parser = Parser(usage=f"python run_sagemaker.py [options]\n\n{__doc__}", allow_abbrev=False)
-    key_values = {"nargs": "*", "default": [], "type": key_value, "metavar": "NAME=value"}
+    key_values = {"nargs": "*", "action": "extend", "default": [], "type": key_value, "metavar": "NAME=value"}
 
-    add = parser.add_argument_group(
-        "job", "Example: --job_name=my-job --hyperparams trainer.max_epochs=10"
-    ).add_argument
-    add("--hyperparams", **key_values, help="Options of app/train.py. NAME=null removes a default.")
+    add = parser.add_argument_group("job", "Example: --job_name=my-job --hyperparams data.batch_size=128").add_argument
+    add("--hyperparams", **key_values, help="Options of app/train.py. NAME=null removes a default of the launcher.")
     add("--job_name", help="Name of the job (default: image name and timestamp).")
     add("--wait", **BOOLEAN, default=True, help="Show the log until the job ends; --wait=false returns at once.")
     add("--attach", metavar="JOB", help="Stream the log of a job in the cloud from its start until the job ends.")
     add("--stop", metavar="JOB", help="Stop a job in the cloud. Its checkpoints in S3 are kept.")
     add("--dry_run", **BOOLEAN, default=False, help="Check the options and print the request instead of sending it.")
 
-    add = parser.add_argument_group(
-        "data", "Example: --input_path train=s3://my-bucket/train val=s3://..."
-    ).add_argument
-    paths = {"nargs": "+", "type": channel, "metavar": "[NAME=]PATH", "default": [("training", ".cache")]}
+    add = parser.add_argument_group("data", "Example: --input_path train=s3://bucket/train val=s3://...").add_argument
+    paths = {"nargs": "+", "action": "extend", "type": channel, "metavar": "[NAME=]PATH"}
     add("--input_path", **paths, help="Input channels: folders, in S3 for the cloud (default: training=.cache).")
     add("--output_path", default="output", help="Where to write model.tar.gz and output.tar.gz (default: output).")
     add("--checkpoint_path", help="Where to save checkpoints. A job with the same options resumes from them.")
@@ -79,21 +78,22 @@ def read_options(args: list[str] | None = None) -> Namespace:
     add("--estimator", **estimator, help="Other arguments of the SDK's Estimator, as YAML, such as volume_size=100.")
 
     add = parser.add_argument_group("monitoring", "Example: --metrics train_loss val_acc").add_argument
-    add(
-        "--metrics",
-        nargs="*",
-        default=METRICS,
-        help="Metrics to publish to CloudWatch (default: those of app/resnet.py).",
-    )
+    names = {"nargs": "*", "action": "extend", "metavar": "NAME"}
+    add("--metrics", **names, help="Metrics to publish to CloudWatch (default: those of app/resnet.py).")
 
     options = parser.parse_args(args)
+    options.input_path = options.input_path or [("training", ".cache")]
+    options.metrics = METRICS if options.metrics is None else options.metrics
     options.is_local = options.instance_type in ("local", "local_gpu") and not (options.attach or options.stop)
     options.channels = dict(options.input_path)
     if len(options.channels) < len(options.input_path):
         parser.error("--input_path: each folder needs a different name, as in train=s3://... val=s3://...")
     given = dict(options.hyperparams)
-    hyperparams = DEVICE_HYPERPARAMS | ({} if "config" in given else DEFAULT_HYPERPARAMS) | given
-    options.hyperparams = {name: value for name, value in hyperparams.items() if value != "null"}
+    if len(given) < len(options.hyperparams):
+        parser.error("--hyperparams: a name is given twice; write lists, such as of callbacks, to a YAML file in app/")
+    defaults = DEVICE_HYPERPARAMS | ({} if "config" in given else DEFAULT_HYPERPARAMS)
+    removed = [name for name, value in given.items() if value == "null" and name in defaults]
+    options.hyperparams = {name: value for name, value in (defaults | given).items() if name not in removed}
     save_dir = options.hyperparams.get("logger.save_dir", "")
     options.log_uri = save_dir if save_dir.startswith("s3://") else None
     if options.log_uri:
@@ -119,16 +119,14 @@ def launch(options: Namespace) -> None:
         session.client("sts").get_caller_identity()  # without credentials, stop before anything is uploaded
     with tempfile.TemporaryDirectory(prefix="sagemaker-", ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
-        check = start_check(options.hyperparams, options.channels, APP_DIR, folder / "messages")
-        estimator = make_estimator(options, session, folder)
-        wait_for_check(check, folder / "messages")
-        if not options.is_local:
-            hours = options.instance_count * options.max_run / 3600
-            quota = f"{options.instance_type} for {'spot ' if options.spot_instances else ''}training job usage"
-            print(f'uses at most {hours:g} instance-hours, and {options.instance_count} of your quota "{quota}"')
-        if options.dry_run:
+        with start_check(options, APP_DIR, folder / "messages") as check:
+            estimator = make_estimator(options, session, folder)
+            wait_for_check(check, folder / "messages")
+        if options.dry_run or not options.is_local:
             preview(estimator, options)
-        elif options.is_local:
+        if options.dry_run:
+            return
+        if options.is_local:
             train_locally(estimator, options)
         else:
             estimator.fit(inputs(options), job_name=options.job_name, wait=False)
@@ -151,7 +149,7 @@ def make_estimator(options: Namespace, session: Any, folder: Path) -> Any:
     log_config = TensorBoardOutputConfig(as_uri(options.log_uri)) if options.log_uri else None
     arguments = {
         "entry_point": "train.py",
-        "source_dir": str(APP_DIR),
+        "source_dir": shutil.copytree(APP_DIR, str(folder / "app"), ignore=NOT_CODE),
         "image_uri": options.image_uri,
         "role": options.role or "arn:aws:iam::000000000000:role/not-needed-locally",
         "instance_type": options.instance_type,
@@ -175,8 +173,8 @@ def make_estimator(options: Namespace, session: Any, folder: Path) -> Any:
     }
     known = {name for base in PyTorch.__mro__ for name in signature(base.__init__).parameters}
     for name, _ in options.estimator:
-        if name not in known:  # which the SDK would ignore
-            raise ValueError(f"--estimator {name}: unknown argument of the Estimator")
+        if name not in known - {"instance_groups"}:  # which the SDK would ignore, or needs as objects
+            raise ValueError(f"--estimator {name}: unknown or unsupported argument of the Estimator")
     return PyTorch(**arguments | dict(options.estimator))
 
 
@@ -196,14 +194,17 @@ def metric_regex(name: str) -> str:
 
 
 def preview(estimator: Any, options: Namespace) -> None:
+    """Checks the request of a job, before anything is uploaded; prints it in a dry run, to stdout."""
     from launcher.sagemaker_sdk import preview_request
 
     request = preview_request(estimator, inputs(options), options.job_name)
     if not options.is_local:
         check_request(request)
-    print(json.dumps(request, indent=2))
-    words = [word for name, value in sorted(options.hyperparams.items()) for word in (f"--{name}", value)]
-    print(f"\nEach container runs:\npython -- train.py {shlex.join(words)}")
+        print(cost(request), file=sys.stderr)
+    if options.dry_run:
+        print(json.dumps(request, indent=2))
+        words = [word for name, value in sorted(options.hyperparams.items()) for word in (f"--{name}", value)]
+        print(f"\nEach container runs:\npython -- train.py {shlex.join(words)}", file=sys.stderr)
 
 
 def train_locally(estimator: Any, options: Namespace) -> None:

@@ -54,7 +54,9 @@ class CIFAR10DataModule(LightningDataModule):
         url: str = URL,
     ):
         super().__init__()
-        self.data_dir, self.url, self.verify = Path(data_dir), url, verify
+        self.data_dir = Path(data_dir).expanduser()
+        self.url = url
+        self.verify = verify
         self.augment, self.padding, self.alternate_flips = augment, padding, alternate_flips
         self.batch_size = batch_size
         self.val_split = val_split
@@ -100,7 +102,8 @@ class CIFAR10DataModule(LightningDataModule):
             self.tensors["train_images"] = F.pad(flips, (self.padding,) * 4)
 
     def train_dataloader(self) -> IndexLoader:
-        return self.index_loader("train", seed=self.seed)
+        is_shuffled = not (self.trainer and self.trainer.overfit_batches)
+        return self.index_loader("train", seed=self.seed if is_shuffled else None)
 
     def val_dataloader(self) -> IndexLoader | list:
         return self.index_loader("val") if self.val_split else []

@@ -105,9 +105,10 @@ def checkpoint_dir() -> str | None:
     """Returns the folder that SageMaker copies to S3 during the job, if the job has a checkpoint path."""
     config = Path(os.environ.get("SM_INPUT_CONFIG_DIR", ""), "checkpointconfig.json")
     if config.is_file():
-        return json.loads(config.read_text())["LocalPath"]
-    path = Path(model_dir()).with_name("checkpoints")  # in local mode, which has no such file
-    return str(path) if path.is_dir() else None
+        return json.loads(config.read_text()).get("LocalPath", "/opt/ml/checkpoints")
+    path = Path(model_dir()).with_name("checkpoints")
+    is_local = os.environ.get("SM_CURRENT_INSTANCE_TYPE", "local").startswith("local")  # which has no such file
+    return str(path) if is_local and path.is_dir() else None
 
 
 def report_failure(reason: str, tag: str | None = None) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,18 @@ CONTAINER = {"SM_HOSTS": '["algo-1"]', "SM_MODEL_DIR": "/opt/ml/model", "SM_OUTP
 
 def check_options(options: Any) -> None:
     """Raises ValueError for mistakes that AWS or Docker would miss, report unclearly, or report when it costs."""
-    instance_type = options.instance_type
     if options.is_local and options.log_uri:
         raise ValueError(f"--hyperparams logger.save_dir={options.log_uri}: only jobs in the cloud can log to S3")
     if not options.is_local:
         check_cloud_options(options)
-    has_gpu = instance_type == "local_gpu" or re.match(r"ml\.[gp][a-z]*\d", instance_type)
-    if options.hyperparams.get("trainer.accelerator") == "gpu" and not has_gpu:
-        raise ValueError(f"--instance_type={instance_type} has no GPU for trainer.accelerator=gpu; {USE_CPU}")
+    accelerator = options.hyperparams.get("trainer.accelerator")
+    has_gpu = options.instance_type == "local_gpu" or re.match(r"ml\.[gp][a-z]*\d", options.instance_type)
+    if accelerator in ("gpu", "cuda") and not has_gpu:
+        reason = f"--instance_type={options.instance_type} has no GPU for trainer.accelerator={accelerator}"
+        raise ValueError(f"{reason}; {USE_CPU}")
+    for path in [*options.channels.values(), options.output_path, options.checkpoint_path or ""]:
+        if re.search(r"[#?$]", path):
+            raise ValueError(f"{path}: expected a path without #, ? and $, which Docker and the SDK misread")
 
 
 def check_cloud_options(options: Any) -> None:
@@ -40,7 +44,7 @@ def check_cloud_options(options: Any) -> None:
 
 
 def check_request(request: dict[str, Any]) -> None:
-    """Raises ValueError if a request does not match botocore's model of CreateTrainingJob."""
+    """Raises ValueError if SageMaker would reject a request, as far as its rules are known to botocore."""
     from botocore.session import get_session
     from botocore.validate import ParamValidator
 
@@ -48,21 +52,63 @@ def check_request(request: dict[str, Any]) -> None:
     report = ParamValidator().validate(request, shape)
     if report.has_errors():
         raise ValueError(report.generate_report())
+    for violation in violations(request, shape):
+        raise ValueError(violation)
+    if request["ResourceConfig"]["InstanceCount"] < 1:
+        raise ValueError("--instance_count: expected 1 or more")
+    max_run = request["StoppingCondition"]["MaxRuntimeInSeconds"]
+    max_wait = request["StoppingCondition"].get("MaxWaitTimeInSeconds")
+    if max_wait and not (request.get("EnableManagedSpotTraining") and max_wait >= max_run):
+        raise ValueError(f"--max_wait={max_wait}: expected --spot_instances, and at least --max_run={max_run}")
 
 
-def start_check(hyperparams: dict, channels: Iterable[str], app_dir: Path, messages_file: Path) -> subprocess.Popen:
+def violations(value: Any, shape: Any, field: str = "") -> Iterator[str]:
+    """Yields what botocore's own validator ignores in its model of a request: patterns, maximum lengths and enums."""
+    if shape.type_name == "structure":
+        for name, member in value.items():
+            yield from violations(member, shape.members[name], f"{field}.{name}".lstrip("."))
+    elif shape.type_name == "list":
+        for member in value:
+            yield from violations(member, shape.member, field)
+    elif shape.type_name == "map":
+        for key, member in value.items():
+            yield from violations(key, shape.key, f"name in {field}")
+            yield from violations(member, shape.value, f"{field}.{key}")
+    rules = shape.metadata
+    size = value if isinstance(value, int) else len(value)
+    shown = f"{field}={str(value)[:80]}"
+    if not rules.get("min", size) <= size <= rules.get("max", size):
+        yield f"{shown}: has size {size}, expected {rules.get('min', 0)} to {rules.get('max', 'any number')}"
+    if value not in rules.get("enum", [value]):
+        yield f"{shown}: expected one of {', '.join(rules['enum'])}"
+    pattern = rules.get("pattern", r"\p{L}")
+    if r"\p{" not in pattern and not re.fullmatch(pattern, value):  # Python has no such classes
+        yield f"{shown}: expected the pattern {pattern}"
+
+
+def cost(request: dict[str, Any]) -> str:
+    """Returns the instance-hours that a job can use at most, and the quota that it needs."""
+    resources = request["ResourceConfig"]
+    seconds = request["StoppingCondition"]["MaxRuntimeInSeconds"] + resources.get("KeepAlivePeriodInSeconds", 0)
+    hours = resources["InstanceCount"] * seconds / 3600
+    spot = "spot " if request.get("EnableManagedSpotTraining") else ""
+    quota = f'{resources["InstanceCount"]} of your quota "{resources["InstanceType"]} for {spot}training job usage"'
+    return f"uses at most {hours:g} instance-hours, and {quota}"
+
+
+def start_check(options: Any, app_dir: Path, messages_file: Path) -> subprocess.Popen:
     """Starts train.py as in a container, only to check its options, while the SDK is being imported.
 
     Args:
-        hyperparams: Options of train.py.
-        channels: Names of the input channels.
+        options: What `read_options` returns.
         app_dir: Folder of train.py.
         messages_file: Where train.py writes its messages, a JSON object with `level` and `message` per line.
     """
-    options = [f"--{key}={value}" for key, value in sorted(hyperparams.items())]  # in the toolkit's order
-    command = [sys.executable, "train.py", *options, "--print_config"]
+    arguments = [f"--{key}={value}" for key, value in sorted(options.hyperparams.items())]  # in the toolkit's order
+    command = [sys.executable, "train.py", *arguments, "--print_config"]
     environment = os.environ | CONTAINER | {"TRAIN_MESSAGES_FILE": str(messages_file)}
-    environment |= {f"SM_CHANNEL_{name.upper()}": f"/opt/ml/input/data/{name}" for name in channels}
+    environment.pop("PYTHONPATH", None)  # which the container does not have
+    environment |= {f"SM_CHANNEL_{name.upper()}": f"/opt/ml/input/data/{name}" for name in options.channels}
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=app_dir, env=environment, **output)
 

@@ -7,7 +7,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 
@@ -32,9 +32,20 @@ def key_value(text: str) -> tuple[str, str]:
     return key, value
 
 
+class JsonTypes(yaml.SafeLoader):
+    """YAML with the types of JSON, but without fractions: 012345670123, 1.10, on and 2026-01-01 stay text."""
+
+    yaml_implicit_resolvers: ClassVar = {}
+
+
+JsonTypes.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|false"), None)
+JsonTypes.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("null"), None)
+JsonTypes.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"(0|-?[1-9]\d*)$"), None)
+
+
 def yaml_key_value(text: str) -> tuple[str, Any]:
     key, value = key_value(text)
-    return key, yaml.safe_load(value)
+    return key, yaml.load(value, JsonTypes)
 
 
 def channel(text: str) -> tuple[str, str]:
@@ -61,7 +72,7 @@ def one_line_errors(code: int = 2) -> Iterator[None]:
 
 def exit_on_signals() -> None:
     """Makes SIGINT, SIGTERM and SIGHUP end the program with 128 + the signal's number, after it has cleaned up."""
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # Windows has no SIGHUP
 
     def stop(signum: int, frame: FrameType | None) -> NoReturn:
         for other in signals:

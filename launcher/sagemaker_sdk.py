@@ -46,9 +46,11 @@ def preview_request(estimator: Any, inputs: dict[str, str], job_name: str | None
     """Returns the CreateTrainingJob request of `fit`, without sending it and without uploading the code."""
     request = {}
     session = estimator.sagemaker_session
+    clients = session.sagemaker_client, session.s3_resource
     session.sagemaker_client = SimpleNamespace(create_training_job=request.update)
     session.s3_resource = SimpleNamespace(Object=lambda *_: SimpleNamespace(upload_file=lambda *_, **__: None))
     estimator.fit(inputs, job_name=job_name, wait=False)
+    session.sagemaker_client, session.s3_resource = clients
     return request
 
 
@@ -81,9 +83,10 @@ class Containers(image._SageMakerContainer):
             Path(volume.split(":")[0]).mkdir(parents=True, exist_ok=True)  # Docker would do it, as root
         # Threads that outnumber the cores wait for each other.
         num_threads = max(1, os.cpu_count() // self.instance_count)
-        # A container that lost its peer need not wait for SIGTERM: Compose stops all of them.
-        variables = [f"OMP_NUM_THREADS={num_threads}", "SIGTERM_WAIT_SECONDS=0"]
-        service["environment"] = [*service["environment"], *variables]
+        # A container that lost its peer need not wait for SIGTERM: Compose stops all of them. And its user, who may not
+        # exist in the image, needs a home for what torchvision downloads.
+        defaults = [f"OMP_NUM_THREADS={num_threads}", "SIGTERM_WAIT_SECONDS=0", "HOME=/tmp"]
+        service["environment"] = [each.replace("$", "$$") for each in [*defaults, *service["environment"]]]
         user = f"{os.getuid()}:{os.getgid()}"  # the owner of the files that the container writes
         return service | {"user": user, "container_name": host, "shm_size": "2gb", "tty": False}
 

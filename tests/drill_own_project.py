@@ -6,15 +6,18 @@ The exit code is 1 if a run did not resume or was not bit-exact.
 """
 
 import logging
+import os
 import random
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
-sys.path.extend(str(Path(__file__).with_name(name)) for name in ("support", "own_project"))
+sys.path.append(str(Path(__file__).with_name("support")))
 
-from interrupted import GLYPHS, differences, interrupt, train
+from interrupted import GLYPHS, WITH_OWN_PROJECT, differences, interrupt, train
+
+sys.path.extend(WITH_OWN_PROJECT.split(os.pathsep))  # warm processes inherit it
 
 COMMON = ("--trainer.max_epochs=3", "--resume.every_n_steps=3")
 STATEFUL = "--data=projects.StatefulData"

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning_fabric.utilities import move_data_to_device
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
@@ -21,16 +23,25 @@ class BestNetwork(ModelCheckpoint):
     """
 
     def __init__(self, dirpath: str, **kwargs):
-        super().__init__(dirpath, save_on_train_epoch_end=True, enable_version_counter=False, **kwargs)
-        self.folder = Path(dirpath)
+        super().__init__(dirpath, enable_version_counter=False, **kwargs)
+        self.folder = Path(dirpath).expanduser()
+
+    @property
+    def file_name(self) -> str:
+        """Path of the best network's checkpoint in the folder, or "" without one."""
+        return os.path.relpath(self.best_model_path, self.dirpath) if self.best_model_path else ""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor is None or self.monitor in trainer.callback_metrics:
             super().on_train_epoch_end(trainer, pl_module)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor is None or self.monitor in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def in_this_folder(path: str) -> str:
-            return os.path.join(self.dirpath, os.path.basename(path)) if path else path
+            return os.path.join(self.dirpath, os.path.relpath(path, state_dict["dirpath"])) if path else path
 
         paths = {key: in_this_folder(value) for key, value in state_dict.items() if key.endswith("_path")}
         scores = {in_this_folder(path): score for path, score in state_dict["best_k_models"].items()}
@@ -43,7 +54,9 @@ class BestNetwork(ModelCheckpoint):
             try:
                 if not self.best_model_path:
                     raise ValueError(f"{self.monitor} was never logged")
-                model.load_state_dict(read_checkpoint(Path(self.best_model_path))["state_dict"])
+                checkpoint = read_checkpoint(Path(self.best_model_path))
+                model.on_load_checkpoint(checkpoint)
+                model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
             except ValueError as error:
                 warn(f"testing and exporting the last network instead of the best: {error}")
 
@@ -53,8 +66,9 @@ def export_weights(trainer: Trainer, model: LightningModule, path: Path) -> None
 
     If the module has no parameters but those of its attribute `network`, they are named as in that network.
     """
-    if trainer.is_global_zero:
-        weights = model.state_dict()
+    if trainer.is_global_zero and not trainer.fast_dev_run:
+        weights = move_data_to_device(model.state_dict(), torch.device("cpu"))
+        weights = {name.replace("_orig_mod.", ""): weight for name, weight in weights.items()}  # of torch.compile
         prefix = "network." if all(name.startswith("network.") for name in weights) else ""
-        weights = {name.removeprefix(prefix): weight.cpu() for name, weight in weights.items()}
+        weights = {name.removeprefix(prefix): weight for name, weight in weights.items()}
         write_atomically(to_bytes(weights), path)

@@ -1,21 +1,25 @@
 """Checkpoint files: each is written once, under a name of its own, and verified before a run resumes from it."""
 
 import contextlib
+import fcntl
+import os
 import re
+import socket
 import time
 import zipfile
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from sagemaker_env import in_sagemaker, job_name
+from torch.nn.parameter import is_lazy
 
 from runtime.errors import warn
-from runtime.files import to_bytes, write_durably
+from runtime.files import PARTIAL, to_bytes, write_atomically
 
 # SageMaker's agent may still be copying a younger file to S3.
 SECONDS_BEFORE_DELETION = 600
@@ -24,8 +28,8 @@ SECONDS_BEFORE_DELETION = 600
 class CheckpointFiles(TorchCheckpointIO):
     """Writes Lightning's checkpoints, and keeps the last two of a run.
 
-    No file is renamed, because SageMaker, which copies the folder to S3 all the time, would copy it again. A failure
-    to write does not end the run; it is kept in `error`.
+    No complete file is renamed, because SageMaker, which copies the folder to S3 all the time, would copy it again. A
+    failure to write does not end the run; it is kept in `error`.
 
     Args:
         folder: Folder of the checkpoints.
@@ -37,12 +41,36 @@ class CheckpointFiles(TorchCheckpointIO):
         super().__init__()
         self.folder = folder
         self.kept: list[Path] = []  # of this run, the newest last
+        self._lock: IO | None = None
         self._superseded: dict[Path, float] = {}
+
+    def lock(self) -> None:
+        """Creates the folder, and marks it as used by this process until it ends, however it ends.
+
+        Raises:
+            ValueError: If a different process uses it.
+        """
+        if self._lock:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = open(self.folder / f".lock{PARTIAL}", "a+")  # noqa: SIM115 - closing it would end the lock
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            reason = f"{self.folder} is in use by {file.read().strip()}, which trains into it"
+            raise ValueError(f"{reason}; wait until it ends, or pass a different --checkpoint.dirpath") from error
+        except OSError:
+            return  # a file system without locks
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        self._lock = file
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
         self._superseded.pop(Path(path), None)
         try:
-            write_durably(to_bytes(checkpoint), Path(path))
+            write_atomically(to_bytes(checkpoint), Path(path))
             self.error = None
         except OSError as error:
             self.error = error
@@ -63,8 +91,12 @@ class CheckpointFiles(TorchCheckpointIO):
         self.kept = [*self.kept, path][-2:]
         for other in set(self.paths()) - set(self.kept):
             self.remove_checkpoint(other)
+        for partial in self.folder.glob(f"*.ckpt.*{PARTIAL}"):  # of a run that was killed
+            partial.unlink(missing_ok=True)
         for other, since in list(self._superseded.items()):
-            if not in_sagemaker() or time.monotonic() - since >= SECONDS_BEFORE_DELETION:
+            is_uploading = Path(f"{other}.sagemaker-uploading").exists() > Path(f"{other}.sagemaker-uploaded").exists()
+            is_old = time.monotonic() - since >= SECONDS_BEFORE_DELETION
+            if not in_sagemaker() or (is_old and not is_uploading):
                 other.unlink(missing_ok=True)
                 finished_marker(other).unlink(missing_ok=True)
                 del self._superseded[other]
@@ -139,9 +171,7 @@ def load_compatible(path: Path, model: LightningModule, options: dict[str, Any])
     checkpoint = read_checkpoint(path)
     if "resume" not in checkpoint:
         raise ValueError(f"{path}: not a checkpoint of train.py")
-    # Lightning may build more of the network later.
-    is_built = not (is_overridden("configure_model", model) or is_overridden("setup", model))
-    if is_built and shapes(checkpoint["state_dict"]) != shapes(model.state_dict()):
+    if not has_same_shapes(checkpoint["state_dict"], model):
         raise ValueError(f"{path}: has different parameter shapes than this network")
     saved_options = checkpoint["resume"]["options"] if options else {}
     different = sorted(name for name in saved_options | options if saved_options.get(name) != options.get(name))
@@ -151,9 +181,19 @@ def load_compatible(path: Path, model: LightningModule, options: dict[str, Any])
     # SageMaker's agent copies the files in any order, and an older checkpoint may have all files that it refers to.
     best = checkpoint["resume"]["best"]
     if best and options and in_sagemaker():
-        read_checkpoint(path.with_name(best))
+        read_checkpoint(path.parent / best)
     return checkpoint
 
 
-def shapes(weights: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(getattr(weight, "shape", ())) for name, weight in weights.items()}
+def has_same_shapes(saved: dict[str, Any], model: LightningModule) -> bool:
+    """Returns whether a module can load saved weights, as far as this is known before training."""
+    is_lazily_built = any(is_lazy(weight) for weight in model.parameters())
+    if is_lazily_built or is_overridden("configure_model", model) or is_overridden("setup", model):
+        return True
+    weights = model.state_dict()
+    if model.strict_loading and saved.keys() != weights.keys():
+        return False
+    shapes = [
+        [getattr(state[name], "shape", None) for name in saved.keys() & weights.keys()] for state in (saved, weights)
+    ]
+    return shapes[0] == shapes[1]

@@ -13,10 +13,11 @@ from typing import Any, Literal
 import sagemaker_env
 import torch
 from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import LearningRateMonitor
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, register_type
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import LearningRateMonitor, ProgressBar
 from pytorch_lightning.cli import LightningCLI
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from sagemaker_env import SageMakerEnvironment, in_sagemaker
@@ -24,11 +25,11 @@ from torch.optim import Optimizer
 
 from runtime.best_network import BestNetwork
 from runtime.checkpoint_files import CheckpointFiles
-from runtime.errors import exit_with, local_rank, warn
+from runtime.errors import exit_with, local_rank
 from runtime.files import check_writable
-from runtime.parser import Parser
+from runtime.parser import Parser, explain_cause
 from runtime.report import Report
-from runtime.resume import Resume
+from runtime.resume import Resume, StopSignal
 from runtime.tensorboard_log import TensorBoardLog
 
 # Lightning's tips and advertisements would hide our one line.
@@ -38,6 +39,8 @@ for name in ("lightning_fabric.utilities", "pytorch_lightning.utilities.rank_zer
 warnings.filterwarnings("ignore", module=r"pytorch_lightning\.(utilities\._pytree|.*logger_connector\.result)")
 for text in ("Checkpoint directory .* is not empty", "Total length of `list`", "Precision .* by the model summary"):
     warnings.filterwarnings("ignore", message=text)
+
+register_type(torch.device)  # or the saved config of StochasticWeightAveraging cannot be read
 
 # torch's deterministic mode also fills new tensors with NaN, for debugging: 4 % of ResNet-18's step on the CPU.
 torch.utils.deterministic.fill_uninitialized_memory = False
@@ -51,11 +54,7 @@ OPTIONS = {
     "lr_scheduler_interval": (Literal["epoch", "step"], "epoch", "How often the learning-rate scheduler steps."),
     "resume.every_n_minutes": (NonNegativeFloat, 5.0, "Minutes between two checkpoints within an epoch; 0 for none."),
     "resume.every_n_steps": (NonNegativeInt, 0, "Steps between two checkpoints within an epoch; 0 for none."),
-    "process_group_timeout": (
-        PositiveFloat,
-        300.0,
-        "Timeout in seconds of joining the process group and of collectives.",
-    ),
+    "process_group_timeout": (PositiveFloat, 300.0, "Seconds after which a rank that does not respond counts as lost."),
 }
 # Type and new name of options that keep working.
 OLD_OPTIONS = {
@@ -82,16 +81,14 @@ class CLI(LightningCLI):
         usage = f"python app/train.py [options]\n\n{purpose}"
         try:
             super().__init__(
-                datamodule_class=LightningDataModule,
-                subclass_mode_data=True,
                 run=False,
                 save_config_kwargs={"overwrite": True},
                 parser_class=Parser,
                 parser_kwargs={"usage": usage, "description": None, "allow_abbrev": False},
             )
             self._check_before_training()
-        except (ValueError, OSError) as error:
-            exit_with(error, 2)
+        except (ValueError, OSError, ImportError) as error:
+            exit_with(explain_cause(error), 2)
 
     def add_arguments_to_parser(self, parser: Parser) -> None:
         parser.add_class_arguments(TensorBoardLog, "logger")
@@ -111,24 +108,22 @@ class CLI(LightningCLI):
         files = [self.defaults, *recipes]
         preliminary = parser.parse_args([*files, *(arg for arg in options if not arg.startswith("--print_config"))])
         self.model_class = pydoc.locate(preliminary.model.class_path)
+        if not isinstance(self.model_class, type):
+            raise ValueError(f"--model={preliminary.model.class_path}: expected a LightningModule, not a function")
         # The module may have the data.
         self.data_class = pydoc.locate(preliminary.data.class_path) if preliminary.data else None
         platform = sagemaker_options() if in_sagemaker() else []
-        derived = self._class_options(preliminary, options)
+        derived = self._class_options(preliminary)
         self.config = parser.parse_args([*files, *platform, *derived, *options])
         self._apply_old_names()
         self._choose_optimizer()
 
-    def _class_options(self, preliminary: Namespace, options: list[str]) -> list[str]:
+    def _class_options(self, preliminary: Namespace) -> list[str]:
         """Returns options for arguments that the classes of data and model may have: data_dir and num_classes."""
         derived = []
-        if data_dir := sagemaker_env.channel_dir("training") if self.data_class else None:
-            arguments = preliminary.data.get("init_args", {})
-            if "data_dir" in arguments:
-                derived += [f"--data={preliminary.data.class_path}", f"--data.data_dir={data_dir}"]
-            elif arguments and not any(data_dir in option for option in options):
-                name = self.data_class.__name__
-                warn(f"{name} has no argument data_dir: if it reads files, pass it the folder {data_dir}")
+        data_dir = sagemaker_env.channel_dir("training")
+        if data_dir and self.data_class and "data_dir" in preliminary.data.get("init_args", {}):
+            derived += [f"--data={preliminary.data.class_path}", f"--data.data_dir={data_dir}"]
         num_classes = getattr(self.data_class, "num_classes", None)
         if isinstance(num_classes, int) and "num_classes" in preliminary.model.get("init_args", {}):
             derived += [f"--model={preliminary.model.class_path}", f"--model.num_classes={num_classes}"]
@@ -157,15 +152,18 @@ class CLI(LightningCLI):
         config = self.config_init.trainer
         timeout = self.config_init.process_group_timeout
         check_devices(config.accelerator, config.devices)
-        config.precision = supported_precision(config.precision, config.accelerator)
+        has_bar = any(isinstance(callback, ProgressBar) for callback in config.callbacks or [])
         if config.enable_progress_bar is None:
-            config.enable_progress_bar = sys.stdout.isatty()
+            config.enable_progress_bar = has_bar or sys.stdout.isatty()
         if config.logger is None:
             config.logger = self.config_init.logger
+        if not config.logger:
+            self.save_config_callback = None  # it would write config.yaml to the current folder
         register_strategies(timeout)
         self.best = self.config_init.checkpoint
         files = CheckpointFiles(self.best.folder)
-        config.plugins = [files, *(config.plugins or [])]
+        plugins = config.plugins or []
+        config.plugins = [files, *(plugins if isinstance(plugins, list) else [plugins])]
         if SageMakerEnvironment.detect():
             environment = SageMakerEnvironment(timeout)
             environment.validate_settings(num_devices=1, num_nodes=config.num_nodes)
@@ -176,8 +174,8 @@ class CLI(LightningCLI):
             callbacks.append(LearningRateMonitor())
         self.resume = None
         if not config.fast_dev_run:
-            options, intervals = self._run_defining_options(), self.config.resume
-            self.resume = Resume(self.best, files, options, timeout, intervals.every_n_minutes, intervals.every_n_steps)
+            intervals = self.config.resume.every_n_minutes * 60, self.config.resume.every_n_steps
+            self.resume = Resume(self.best, files, self._run_defining_options(), StopSignal(timeout), *intervals)
             callbacks.append(self.resume)
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
@@ -194,10 +192,10 @@ class CLI(LightningCLI):
             if directory:
                 check_writable(directory)
         trainer = self.trainer
-        if self.resume and trainer.node_rank == trainer.local_rank == 0:  # Lightning has no global rank yet
-            self.resume.find(trainer, self.model, self.config.ckpt_path)
         if trainer.local_rank == 0 and hasattr(self.datamodule, "check_before_training"):
             self.datamodule.check_before_training()
+        if self.resume and trainer.node_rank == trainer.local_rank == 0:  # Lightning has no global rank yet
+            self.resume.find(trainer, self.model, self.config.ckpt_path)
 
     @property
     def has_test(self) -> bool:
@@ -206,15 +204,19 @@ class CLI(LightningCLI):
 
     @property
     def model_path(self) -> Path:
-        return Path(self.config.model_dir or self.best.folder, "model.pt")
+        return Path(self.config.model_dir or self.best.folder, "model.pt").expanduser()
 
     def output_paths(self) -> dict[str, Any]:
         """Returns where the files of the run are, and the command that shows its curves."""
+        if self.trainer.fast_dev_run:
+            return {}
         paths = {"model": self.model_path, "checkpoints": self.best.folder}
-        if self.trainer.loggers:
-            folders = [f"{logger.log_dir}, shown by:" for logger in self.trainer.loggers]
-            command = f"tensorboard --logdir {self.config.logger.save_dir}"
-            paths["TensorBoard logs"] = "\n".join([*folders, command])
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                command = f"tensorboard --logdir {logger.save_dir}"
+                paths["TensorBoard logs"] = f"{logger.log_dir}, shown by:\n{command}"
+            else:
+                paths[f"logs of {type(logger).__name__}"] = logger.log_dir or logger.save_dir
         return paths
 
     def finish(self) -> None:
@@ -243,7 +245,6 @@ def sagemaker_options() -> list[str]:
         f"--checkpoint.dirpath={checkpoint_dir}",
         f"--logger.save_dir={output_dir}/tensorboard",
         f"--model_dir={sagemaker_env.model_dir()}",
-        "--trainer.enable_progress_bar=false",
         f"--trainer.num_nodes={len(sagemaker_env.hosts())}",
     ]
 
@@ -257,22 +258,6 @@ def register_strategies(timeout: float) -> None:
     limits = {"override": True, "timeout": timedelta(seconds=timeout)}
     StrategyRegistry.register("ddp", DDPStrategy, **limits)
     StrategyRegistry.register("ddp_exact", DDPStrategy, find_unused_parameters=True, **limits)
-
-
-def supported_precision(precision: Any, accelerator: str) -> Any:
-    """Returns `precision`, or what is as fast on hardware without bfloat16 if it is bf16-mixed."""
-    if precision != "bf16-mixed":
-        return precision
-    if accelerator != "cpu" and torch.cuda.is_available():
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        device, replacement = "GPU", "16-mixed"
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        has_bf16 = cpuinfo.exists() and "bf16" in cpuinfo.read_text()
-        device, replacement = "CPU", "32-true"
-    if not has_bf16 and local_rank() == 0:
-        print(f"this {device} has no bfloat16: using --trainer.precision={replacement} instead", flush=True)
-    return precision if has_bf16 else replacement
 
 
 def check_devices(accelerator: str, devices: Any) -> None:

@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -37,12 +39,28 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:  # before there is anything to save
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        if is_full or "Early stopping conditioned on" in str(error):
             exit_with(error, 2)
         if is_lost_peer(error):
             exit_with(f"lost contact with a peer (see --process_group_timeout): {error}", 1, PEER_LOST)
         report_failure(f"{type(error).__name__}: {error}")
         raise
+
+
+def end_process(error: Exception) -> NoReturn:
+    """Reports an exception and ends this process at once, without waiting for its GPU or for other ranks."""
+    code = 1
+    try:
+        with one_line_errors():
+            raise error
+    except SystemExit as end:
+        code = end.code
+    except Exception:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def is_lost_peer(error: Exception) -> bool:
@@ -59,8 +77,9 @@ def exit_with(reason: object, code: int, tag: str | None = None) -> NoReturn:
     sys.exit(code)
 
 
+@functools.cache
 def warn(message: str) -> None:
-    """Prints a warning on stderr, once per host."""
+    """Prints a warning on stderr, once per host and message."""
     if not local_rank():
         show("warning", " ".join(message.split()))
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+PARTIAL = ".sagemaker-ignore"  # SageMaker's agents do not copy files whose names end like this
+
 
 def check_writable(directory: str) -> None:
     """Checks that files can be written to a folder, whether it exists or not, and leaves no trace.
@@ -17,7 +19,7 @@ def check_writable(directory: str) -> None:
     """
     if "://" in directory:
         raise ValueError(f"{directory}: expected a local folder")
-    path = Path(directory).absolute()
+    path = Path(directory).expanduser().absolute()
     while not os.path.lexists(path):
         path = path.parent
     tempfile.TemporaryFile(dir=path).close()
@@ -30,21 +32,16 @@ def to_bytes(obj: object) -> memoryview:
     return buffer.getbuffer()
 
 
-def write_durably(content: bytes | memoryview, path: Path) -> None:
-    """Writes a file that is on disk when this returns; raises OSError, and leaves no file, if that fails."""
+def write_atomically(content: bytes | memoryview, path: Path) -> None:
+    """Writes a file that appears under its name when it is complete and on disk; raises OSError if that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with open(path, "wb") as file:
+        with open(partial, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        os.replace(partial, path)
     except OSError:
-        path.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
-
-
-def write_atomically(content: bytes | memoryview, path: Path) -> None:
-    """Writes a file that appears under its name only when it is complete."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    write_durably(content, partial)
-    os.replace(partial, path)

@@ -3,6 +3,7 @@
 import difflib
 import re
 import sys
+import traceback
 from typing import NoReturn, get_args
 
 from pytorch_lightning.cli import LightningArgumentParser
@@ -50,8 +51,21 @@ def explain(message: str, options: list[str]) -> str:
         expected = " or ".join(map("".join, kinds)).replace("NoneType", "null")
         reason = problem[1] if problem else f"expected {expected}"
         return f"{message.partition(':')[0]}={given[1]} is not valid: {reason}"
+    if "No module named 'lightning'" in message:
+        return f"{message}: import pytorch_lightning, and instead of lightning.pytorch as well"
     files = re.findall(r"--config[ =](\S+)", " ".join(sys.argv))
     return message + (f" (in {' or '.join(files)})" if files else "")
+
+
+def explain_cause(error: Exception) -> str:
+    """Returns one line for an exception; with file and line if jsonargparse has wrapped one of the user's own code."""
+    cause = error
+    while str(cause).startswith(("Does not validate", "Problem with given class_path")) and cause.__cause__:
+        cause = cause.__cause__
+    frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if "site-packages" not in frame.filename]
+    if cause is error or not frames or "/runtime/" in frames[-1].filename:
+        return str(cause)
+    return f"{type(cause).__name__}: {cause} ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
 def full_name(name: str) -> str:

@@ -19,7 +19,6 @@ from pytorch_lightning.trainer.connectors.logger_connector.result import _Result
 from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 from torchmetrics import Metric, MetricCollection
 
-set_random_states = _set_rng_states
 # Samplers with a new order each time they are asked, also when a loader resumes.
 NON_REPRODUCIBLE_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSamplerWrapper)
 
@@ -51,18 +50,50 @@ def num_steps_done(trainer: Trainer) -> int:
 
 
 def loaders(trainer: Trainer) -> list[Any]:
-    return trainer.fit_loop._combined_loader.flattened
+    """Returns the training loaders, none of them before training begins."""
+    combined = trainer.fit_loop._combined_loader
+    return combined.flattened if combined else []
 
 
 def rank_state(trainer: Trainer) -> dict[str, Any]:
     """Returns the state of this rank: Lightning itself saves the loaders of rank 0 only, and no sums."""
     states = [loader.state_dict() for loader in loaders(trainer)] if loaders_are_stateful(trainer) else None
     return {
-        "random_states": _collect_rng_states(),
+        "random_states": random_states(trainer.strategy.root_device),
         "loaders": states,
         "epoch_sums": epoch_sums(trainer),
         "metrics": {name: metric_state(metric) for name, metric in metrics(trainer.lightning_module).items()},
     }
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """Returns the states of this process's random generators, in types that torch.load accepts by default.
+
+    Of several GPUs only this rank's own is included, because the same rank may have a different number of it when it
+    resumes.
+    """
+    states = _collect_rng_states(include_cuda=False)
+    algorithm, key, *position = states["numpy"]
+    states["numpy"] = (algorithm, torch.from_numpy(key), *position)
+    backend = getattr(torch, device.type, None)
+    if hasattr(backend, "get_rng_state"):
+        states[device.type] = backend.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Any], device: torch.device) -> None:
+    algorithm, key, *position = states["numpy"]
+    _set_rng_states(states | {"numpy": (algorithm, key.numpy(), *position)})
+    if device.type in states:
+        getattr(torch, device.type).set_rng_state(states[device.type])
+
+
+def skip_signal_broadcast(trainer: Trainer) -> None:
+    """Omits a broadcast that Lightning does in each step of several processes, and for which a GPU has to wait.
+
+    It tells other ranks about SIGTERM, as runtime.resume.StopSignal does.
+    """
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 def loaders_are_stateful(trainer: Trainer) -> bool:
@@ -110,7 +141,8 @@ def restore_loop_state(
             _set_sampler_epoch(loader, trainer.current_epoch)  # Lightning does it after the iterator is made
             if state is not None:
                 loader.load_state_dict(state)
-        iter(loop._data_fetcher)
+        if trainer.num_training_batches != float("inf"):  # or a batch that is fetched in advance is lost
+            iter(loop._data_fetcher)
 
 
 def count_in_floats(result: _ResultMetric, metadata: Any, is_tensor: bool) -> None:

@@ -2,28 +2,29 @@
 
 import signal
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning import LightningModule, Trainer, callbacks
 from sagemaker_env import in_sagemaker, job_name
+from torch.nn.parameter import is_lazy
 
 from runtime import private_lightning
 from runtime.best_network import BestNetwork
 from runtime.checkpoint_files import CheckpointFiles
-from runtime.errors import CoordinatedExit
+from runtime.errors import CoordinatedExit, end_process
 
-# Points of a run at which a checkpoint is saved.
-BETWEEN_STEPS = "between steps"
-END = "end"
+# Lightning's callbacks that train before the training, and those that change the network without restoring all of it.
+FINDERS = (callbacks.BatchSizeFinder, callbacks.LearningRateFinder)
+INEXACT_CALLBACKS = (callbacks.BaseFinetuning, callbacks.ModelPruning, callbacks.StochasticWeightAveraging)
 
 
-class Resume(Checkpoint):
+@dataclass(eq=False)
+class Resume(callbacks.Checkpoint):
     """Saves checkpoints from which a run can resume, and resumes from them. Only rank 0 has the files.
 
     A checkpoint is saved after the first step, at the end of each epoch and of the run, and at intervals within an
@@ -33,35 +34,31 @@ class Resume(Checkpoint):
         best: Callback that knows the file of the best network.
         files: Checkpoints of this and earlier runs.
         options: Options of this run; a run resumes only from a checkpoint with the same options.
-        timeout: Seconds after which a rank that does not respond counts as lost.
-        minutes: Minutes between two checkpoints within an epoch; 0 for none.
-        steps: Steps between two checkpoints within an epoch; 0 for none.
+        stop_signal: The signals on which this run stops.
+        every_n_seconds: Seconds between two checkpoints within an epoch; 0 for none.
+        every_n_steps: Steps between two checkpoints within an epoch; 0 for none.
+        checkpoint: The checkpoint from which this run resumes.
     """
 
-    def __init__(
-        self,
-        best: BestNetwork,
-        files: CheckpointFiles,
-        options: dict[str, Any],
-        timeout: float,
-        minutes: float,
-        steps: int,
-    ):
-        self.best = best
-        self.files = files
-        self.options = options
-        self.stop_signal = StopSignal(timeout)
-        self.every_n_seconds = minutes * 60
-        self.every_n_steps = steps
-        self.checkpoint: dict[str, Any] | None = None  # from which this run resumes
-        self._point = END
-        self._rank_state: dict[str, Any] | None = None
-        self._last_step: int | None = None
-        self._last_time = time.monotonic()
+    best: BestNetwork
+    files: CheckpointFiles
+    options: dict[str, Any]
+    stop_signal: "StopSignal"
+    every_n_seconds: float
+    every_n_steps: int
+    checkpoint: dict[str, Any] | None = None
+    _is_between_steps: bool = False
+    _rank_state: dict[str, Any] | None = None
+    _last_step: int | None = None
+    _last_time: float = 0.0
 
     def find(self, trainer: Trainer, model: LightningModule, ckpt_path: str | None) -> None:
         """Finds the checkpoint to resume from, on rank 0, before training begins. Raises ValueError."""
+        if self.files.folder.exists():
+            self.files.lock()
         self.checkpoint = self.files.find_resumable(ckpt_path, model, self.options)
+        if self.checkpoint and ckpt_path:  # to continue a run that had ended
+            self.checkpoint["resume"]["should_stop"] = False
         states = self.checkpoint["resume"]["loggers"] if self.checkpoint else []
         for logger, state in zip(trainer.loggers, states, strict=False):
             if state is not None:
@@ -69,9 +66,13 @@ class Resume(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
+            if trainer.is_global_zero:
+                self.files.lock()
             self.checkpoint = trainer.strategy.broadcast(self.checkpoint)
             if self.checkpoint:
                 private_lightning.preload_checkpoint(trainer, self.checkpoint)
+                # They would begin from scratch; the optimizer's state has the learning rate that was found.
+                trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, FINDERS)]
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.stop_signal.install_handlers()
@@ -79,15 +80,24 @@ class Resume(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.stop_signal.install_handlers()
         private_lightning.call_between_steps(trainer, partial(self._between_steps, trainer))
+        private_lightning.skip_signal_broadcast(trainer)
         self._last_time = time.monotonic()
         if trainer.is_global_zero and not private_lightning.loaders_are_stateful(trainer):
             reason = "the training loader is not stateful"
             print(f"{reason}: an interrupted run resumes from the last complete epoch", flush=True)
+        inexact = [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, INEXACT_CALLBACKS)]
+        if trainer.is_global_zero and inexact:
+            print(f"{', '.join(inexact)} does not save all of its state: a resumed run is not bit-exact", flush=True)
         if self.checkpoint:
             self._restore(trainer, self.checkpoint["resume"])
             self.checkpoint = None
 
     def _restore(self, trainer: Trainer, state: dict[str, Any]) -> None:
+        for callback in trainer.callbacks:
+            if isinstance(
+                callback, callbacks.GradientAccumulationScheduler
+            ):  # which Lightning does not call within an epoch
+                callback.on_train_epoch_start(trainer, trainer.lightning_module)
         ranks = state["ranks"]
         rank, world_size = trainer.global_rank, trainer.world_size
         if state["batch_geometry"] != batch_geometry(trainer):
@@ -98,16 +108,17 @@ class Resume(Checkpoint):
         if not has_same_ranks and trainer.is_global_zero:
             print(f"resuming on {world_size} processes instead of {len(ranks)}, so not bit-exact", flush=True)
         rank_state = ranks[rank if has_same_ranks else 0]
-        is_between_steps = state["point"] == BETWEEN_STEPS
+        is_between_steps = state["is_between_steps"]
         private_lightning.restore_loop_state(trainer, is_between_steps, rank_state["loaders"], state["metrics"])
         private_lightning.restore_epoch_sums(trainer, [each["epoch_sums"] for each in ranks[rank::world_size]])
         self._last_step = private_lightning.num_steps_done(trainer)
         self._rank_state = rank_state if has_same_ranks else None
+        trainer.should_stop = state["should_stop"] and not is_between_steps  # the run was killed in its test
 
     def _between_steps(self, trainer: Trainer) -> None:
         if self._rank_state:
             private_lightning.restore_metrics(trainer.lightning_module, self._rank_state["metrics"])
-            private_lightning.set_random_states(self._rank_state["random_states"])
+            private_lightning.set_random_states(self._rank_state["random_states"], trainer.strategy.root_device)
             self._rank_state = None
         is_new_epoch = not private_lightning.num_batches_done(trainer)
         num_steps = private_lightning.num_steps_done(trainer) - (self._last_step or 0)
@@ -117,7 +128,7 @@ class Resume(Checkpoint):
         is_due |= is_late and num_steps > 1  # the ranks still report it in the step after a checkpoint
         can_resume = is_new_epoch or private_lightning.is_resumable_point(trainer)
         if num_steps and (is_due or signum) and can_resume:
-            self._save(trainer, BETWEEN_STEPS)
+            self._save(trainer, is_between_steps=True)
         self._exit_if_stopped(trainer, signum)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -136,36 +147,48 @@ class Resume(Checkpoint):
         raise CoordinatedExit(f"{reason}; the same command {resumes if trainer.is_global_zero else 'resumes'}", code)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer, END)
+        self._save(trainer, is_between_steps=False)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # everything is saved
 
-    def _save(self, trainer: Trainer, point: str) -> None:
-        is_finite = all(bool(torch.isfinite(weight).all()) for weight in trainer.lightning_module.parameters())
+    def _save(self, trainer: Trainer, is_between_steps: bool) -> None:
+        weights = [weight for weight in trainer.lightning_module.parameters() if weight.requires_grad]
+        is_finite = all(bool(torch.isfinite(weight).all()) for weight in weights if not is_lazy(weight))
         if not trainer.strategy.reduce_boolean_decision(is_finite):
-            self._exit(trainer, f"weights not finite after step {trainer.global_step}: try a lower learning rate", 1)
+            reason = f"the weights are not finite after step {trainer.global_step}"
+            self._exit(trainer, f"{reason}: try a lower learning rate", 1)
         path = self.files.folder / f"last-step={trainer.global_step}.ckpt"
-        self._point = point
+        self._is_between_steps = is_between_steps
         trainer.save_checkpoint(path, weights_only=False)
-        self._point = END
+        self._is_between_steps = False
         self._last_step = private_lightning.num_steps_done(trainer)
         self._last_time = time.monotonic()
         if trainer.is_global_zero and not self.files.error:
             self.files.keep(path)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not private_lightning.loaders(trainer):
+            return  # a copy that LearningRateFinder or BatchSizeFinder saves before training, and loads
         loggers = trainer.loggers if trainer.is_global_zero else []
         checkpoint["resume"] = {
-            "point": self._point,
+            "is_between_steps": self._is_between_steps,
             "ranks": gather(private_lightning.rank_state(trainer)),
             "batch_geometry": batch_geometry(trainer),
             "metrics": dict(trainer.callback_metrics),
             "loggers": [logger.state_dict() if hasattr(logger, "state_dict") else None for logger in loggers],
-            "best": Path(self.best.best_model_path).name,
+            "best": self.best.file_name,
+            "should_stop": trainer.should_stop,
             "options": self.options,
             "job": job_name(),
         }
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # Lightning now waits for the device, which may wait for other ranks, and so may torch when it ends.
+        if trainer.world_size > 1 and isinstance(exception, Exception) and not isinstance(exception, CoordinatedExit):
+            for logger in trainer.loggers:
+                logger.finalize("failed")
+            end_process(exception)
 
     def finish(self, trainer: Trainer) -> None:
         """Marks the run as finished. Raises CoordinatedExit if the last checkpoint could not be written."""

@@ -5,12 +5,18 @@ from typing import Any
 
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from runtime.errors import warn
 from runtime.files import check_writable, write_atomically
 from runtime.private_lightning import continue_version
 
+MAX_BYTES = 10_000_000  # of event files in a checkpoint
+
 
 class TensorBoardLog(TensorBoardLogger):
-    """A TensorBoardLogger that stores its event files in each checkpoint: a killed host may not have written them."""
+    """A TensorBoardLogger that stores its event files in each checkpoint: a killed host may not have written them.
+
+    Files of more than 10 MB together, such as with many images, are not stored.
+    """
 
     def __init__(self, save_dir: str, **kwargs: Any):
         check_writable(save_dir)
@@ -23,7 +29,11 @@ class TensorBoardLog(TensorBoardLogger):
 
     def state_dict(self) -> dict[str, Any]:
         self.experiment.flush()
-        files = {path.name: path.read_bytes() for path in Path(self.log_dir).glob("events.*")}
+        paths = [path for path in Path(self.log_dir).glob("events.*") if ".sagemaker-" not in path.name]
+        if sum(path.stat().st_size for path in paths) > MAX_BYTES:
+            paths = []
+            warn("the TensorBoard log is too large for checkpoints: if this host is lost, so is its log")
+        files = {path.name: path.read_bytes() for path in paths}
         return {"version": self.version, "files": files, "next_step": self._next_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
