@@ -119,7 +119,7 @@ def launch(options: Namespace) -> None:
         session.client("sts").get_caller_identity()  # without credentials, stop before anything is uploaded
     with tempfile.TemporaryDirectory(prefix="sagemaker-", ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
-        with start_check(options, APP_DIR, folder / "messages") as check:
+        with start_check(options.hyperparams, options.channels, APP_DIR, folder / "messages") as check:
             estimator = make_estimator(options, session, folder)
             wait_for_check(check, folder / "messages")
         if options.dry_run or not options.is_local:
@@ -200,7 +200,7 @@ def preview(estimator: Any, options: Namespace) -> None:
     request = preview_request(estimator, inputs(options), options.job_name)
     if not options.is_local:
         check_request(request)
-        print(cost(request), file=sys.stderr)
+        print(cost(request), file=sys.stderr if options.dry_run else sys.stdout)
     if options.dry_run:
         print(json.dumps(request, indent=2))
         words = [word for name, value in sorted(options.hyperparams.items()) for word in (f"--{name}", value)]

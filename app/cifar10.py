@@ -28,7 +28,7 @@ class CIFAR10DataModule(LightningDataModule):
         padding: Pixels of padding on each side; 4 in He et al. 2015, section 4.2, less for short trainings.
         alternate_flips: Flip each image in every other epoch instead of at random (Jordan 2024, arXiv 2404.00498).
         seed: Seed of the validation split and of each epoch's order, crops and flips, from 0.
-        verify: Accept only an archive with CIFAR-10's official MD5 checksum. Any other could run code: it has pickles.
+        verify: Accept only an archive with CIFAR-10's official MD5 checksum.
         url: Address from which a missing archive is downloaded.
     """
 

@@ -8,6 +8,7 @@ import tarfile
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import torch
 from runtime.files import check_writable, write_atomically
@@ -54,12 +55,22 @@ def read_cifar10(data_dir: Path, url: str = URL, verify: bool = True) -> tuple[T
     try:
         with tarfile.open(fileobj=io.BytesIO(content)) as tar:
             files = [tar.extractfile(f"{CIFAR10.base_folder}/{name}").read() for name in BATCHES]
-        batches = [pickle.loads(file, encoding="latin1") for file in files]
+        batches = [ArrayUnpickler(io.BytesIO(file), encoding="latin1").load() for file in files]
         images = torch.cat([torch.from_numpy(batch["data"]).view(-1, 3, 32, 32) for batch in batches])
         labels = torch.cat([torch.tensor(batch["labels"]) for batch in batches])
         return images, labels, len(batches[-1]["labels"])
     except Exception as error:  # a damaged archive can raise anything
         raise ValueError(f"{archive}: not a complete archive ({error}); delete it to download it again") from error
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Loads numpy arrays, strings, numbers, lists and dicts: other classes in a pickle could run any code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_array = module.startswith("numpy") and name in ("_reconstruct", "ndarray", "dtype")
+        if not is_array and (module, name) != ("_codecs", "encode"):  # which Python 3 uses for bytes
+            raise pickle.UnpicklingError(f"contains {module}.{name}, expected arrays and labels only")
+        return super().find_class(module, name)
 
 
 def check_images(images: Tensor, labels: Tensor, num_classes: int, mean: tuple, std: tuple) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,19 +96,20 @@ def cost(request: dict[str, Any]) -> str:
     return f"uses at most {hours:g} instance-hours, and {quota}"
 
 
-def start_check(options: Any, app_dir: Path, messages_file: Path) -> subprocess.Popen:
+def start_check(hyperparams: dict, channels: Iterable[str], app_dir: Path, messages_file: Path) -> subprocess.Popen:
     """Starts train.py as in a container, only to check its options, while the SDK is being imported.
 
     Args:
-        options: What `read_options` returns.
+        hyperparams: Options of train.py.
+        channels: Names of the input channels.
         app_dir: Folder of train.py.
         messages_file: Where train.py writes its messages, a JSON object with `level` and `message` per line.
     """
-    arguments = [f"--{key}={value}" for key, value in sorted(options.hyperparams.items())]  # in the toolkit's order
-    command = [sys.executable, "train.py", *arguments, "--print_config"]
+    options = [f"--{key}={value}" for key, value in sorted(hyperparams.items())]  # in the toolkit's order
+    command = [sys.executable, "train.py", *options, "--print_config"]
     environment = os.environ | CONTAINER | {"TRAIN_MESSAGES_FILE": str(messages_file)}
     environment.pop("PYTHONPATH", None)  # which the container does not have
-    environment |= {f"SM_CHANNEL_{name.upper()}": f"/opt/ml/input/data/{name}" for name in options.channels}
+    environment |= {f"SM_CHANNEL_{name.upper()}": f"/opt/ml/input/data/{name}" for name in channels}
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=app_dir, env=environment, **output)
 

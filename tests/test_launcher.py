@@ -59,8 +59,8 @@ def test_help_explains_every_option(tmp_path):
 
 def test_a_dry_run_prints_request_and_command_line(laptop):
     result = run_sagemaker("--dry_run", cwd=laptop)
-    request, command = result.stdout.split("\nEach container runs:\n")
-    request = json.loads(request)
+    request = json.loads(result.stdout)
+    command = result.stderr.removeprefix("\nEach container runs:\n")
     assert request["AlgorithmSpecification"]["TrainingImage"] == "sagemaker-tutorial"
     assert request["ResourceConfig"] == {"InstanceType": "local_gpu", "InstanceCount": 1, "VolumeSizeInGB": 30}
     assert request["InputDataConfig"][0]["DataSource"]["FileDataSource"]["FileUri"] == f"file://{laptop}/.cache"
@@ -72,7 +72,6 @@ def test_a_dry_run_prints_request_and_command_line(laptop):
         del settings[folder]
     words = shlex.split(command)[3:]
     assert dict(zip(words[::2], words[1::2], strict=True)) == {f"--{key}": value for key, value in settings.items()}
-    assert result.stderr == ""
     assert not (laptop / "output").exists()
 
 
@@ -85,7 +84,7 @@ def test_a_dry_run_connects_to_nothing(laptop):
         "    if event in ('socket.connect', 'socket.getaddrinfo'): print(event, args, file=sys.stderr)\n"
         "sys.addaudithook(hook)\n"
     )
-    assert run_sagemaker("--dry_run", cwd=laptop, PYTHONPATH=str(laptop)).stderr == ""
+    assert "socket." not in run_sagemaker("--dry_run", cwd=laptop, PYTHONPATH=str(laptop)).stderr
 
 
 @pytest.mark.slow

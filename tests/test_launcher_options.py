@@ -152,7 +152,9 @@ def test_an_option_that_does_not_fit_this_machine_ends_in_one_line(capsys, args,
     ],
 )
 def test_an_option_that_does_not_fit_the_cloud_ends_in_one_line(capsys, args, line):
-    assert re.match(line, refusal(capsys, *CLOUD, *args.split()))
+    has_input = args.startswith("--input_path")
+    cloud = [option for option in CLOUD if not (has_input and option.startswith("--input_path"))]
+    assert re.match(line, refusal(capsys, *cloud, *args.split()))
 
 
 @pytest.mark.parametrize("kind", ["ml.g4dn.xlarge", "ml.gr6.4xlarge", "ml.p4de.24xlarge", "ml.p6-b200.48xlarge"])

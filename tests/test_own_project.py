@@ -283,15 +283,6 @@ def test_data_and_model_need_no_arguments(tmp_path, job):
     )
 
 
-@pytest.mark.parametrize("root, num_warnings", [("glyphs", 1), ("training", 0)])
-def test_a_warning_names_sagemakers_data_folder_unless_the_project_uses_it(tmp_path, job, root, num_warnings):
-    options = (*GLYPHS, f"--data.root={tmp_path / root}", "--print_config")
-    stderr = train(*options, cwd=tmp_path, env=job).stderr
-    line = "train.py: warning: GlyphDataModule has no argument data_dir: if it reads files, "
-    line += f"pass it the folder {tmp_path / 'training'}\n"
-    assert stderr.count(line) == num_warnings and stderr.count("\n") == num_warnings
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("module", [ReturnsTensor, LogsEverything])
 def test_two_processes_with_a_distributed_sampler_resume_bit_exactly(tmp_path, module):

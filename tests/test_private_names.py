@@ -245,7 +245,7 @@ def test_random_states_of_torch_numpy_and_python_are_saved_and_restored():
 
     states = private_lightning.rank_state(fit(max_epochs=1))["random_states"]
     before = draw()
-    private_lightning.set_random_states(states)
+    private_lightning.set_random_states(states, torch.device("cpu"))
     assert draw() == before
 
 

@@ -142,7 +142,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(uninterru
 
 def test_only_the_best_and_the_last_two_checkpoints_are_kept(tmp_path):
     run_and_kill(cwd=tmp_path)
-    names = sorted(path.name for path in (tmp_path / "logs/checkpoints").iterdir())
+    names = sorted(path.name for path in (tmp_path / "logs/checkpoints").glob("*.ckpt*"))
     assert names == ["epoch=0-step=16.ckpt", "last-step=16.ckpt", "last-step=21.ckpt"]
 
 
@@ -343,7 +343,7 @@ def test_non_finite_weights_stop_the_run_and_are_never_saved(tmp_path):
     result = run_train_warm(*RUN, "--optimizer=SGD", "--optimizer.lr=1e38", cwd=tmp_path, code=1)
     line = result.stderr.splitlines()[-1]
     assert re.fullmatch(
-        r"train.py: error: weights not finite after step \d+: try a lower learning rate; the same command .*",
+        r"train.py: error: the weights are not finite after step \d+: try a lower learning rate; the same command .*",
         line,
     )
     for path in (tmp_path / "logs/checkpoints").glob("last*.ckpt"):

@@ -43,6 +43,7 @@ def test_a_run_writes_only_model_checkpoints_and_logs(finished):
     directory, _ = finished
     files = [str(path.relative_to(directory)) for path in sorted(directory.rglob("*")) if path.is_file()]
     expected = [
+        r"logs/checkpoints/.lock.sagemaker-ignore",
         r"logs/checkpoints/epoch=\d-step=\d+.ckpt",
         r"logs/checkpoints/last-step=16.ckpt",
         r"logs/checkpoints/last-step=32.ckpt",

@@ -152,7 +152,8 @@ class CLI(LightningCLI):
         config = self.config_init.trainer
         timeout = self.config_init.process_group_timeout
         check_devices(config.accelerator, config.devices)
-        has_bar = any(isinstance(callback, ProgressBar) for callback in config.callbacks or [])
+        config.precision = supported_precision(config.precision, config.accelerator)
+        has_bar = any(isinstance(callback, ProgressBar) for callback in as_list(config.callbacks))
         if config.enable_progress_bar is None:
             config.enable_progress_bar = has_bar or sys.stdout.isatty()
         if config.logger is None:
@@ -162,8 +163,7 @@ class CLI(LightningCLI):
         register_strategies(timeout)
         self.best = self.config_init.checkpoint
         files = CheckpointFiles(self.best.folder)
-        plugins = config.plugins or []
-        config.plugins = [files, *(plugins if isinstance(plugins, list) else [plugins])]
+        config.plugins = [files, *as_list(config.plugins)]
         if SageMakerEnvironment.detect():
             environment = SageMakerEnvironment(timeout)
             environment.validate_settings(num_devices=1, num_nodes=config.num_nodes)
@@ -192,10 +192,10 @@ class CLI(LightningCLI):
             if directory:
                 check_writable(directory)
         trainer = self.trainer
-        if trainer.local_rank == 0 and hasattr(self.datamodule, "check_before_training"):
-            self.datamodule.check_before_training()
         if self.resume and trainer.node_rank == trainer.local_rank == 0:  # Lightning has no global rank yet
             self.resume.find(trainer, self.model, self.config.ckpt_path)
+        if trainer.local_rank == 0 and hasattr(self.datamodule, "check_before_training"):
+            self.datamodule.check_before_training()
 
     @property
     def has_test(self) -> bool:
@@ -228,6 +228,11 @@ class CLI(LightningCLI):
             torch.distributed.destroy_process_group()
 
 
+def as_list(value: Any) -> list[Any]:
+    """Returns the values of an option that can be a list, a single value or None."""
+    return value if isinstance(value, list) else [value] if value else []
+
+
 def join_values(args: list[str]) -> list[str]:
     """Joins names and values, which SageMaker's toolkit separates, so that a value like -1e-3 is no option."""
     names = args[::2]
@@ -258,6 +263,24 @@ def register_strategies(timeout: float) -> None:
     limits = {"override": True, "timeout": timedelta(seconds=timeout)}
     StrategyRegistry.register("ddp", DDPStrategy, **limits)
     StrategyRegistry.register("ddp_exact", DDPStrategy, find_unused_parameters=True, **limits)
+
+
+def supported_precision(precision: Any, accelerator: str) -> Any:
+    """Returns `precision`, or what is as fast on hardware without bfloat16 if it is bf16-mixed."""
+    if precision != "bf16-mixed":
+        return precision
+    if accelerator != "cpu" and torch.cuda.is_available():
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        device, replacement = "GPU", "16-mixed"
+    elif accelerator != "cpu" and torch.backends.mps.is_available():
+        has_bf16, device, replacement = False, "Apple GPU", "32-true"
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        has_bf16 = cpuinfo.exists() and "bf16" in cpuinfo.read_text()
+        device, replacement = "CPU", "32-true"
+    if not has_bf16 and local_rank() == 0:
+        print(f"this {device} has no bfloat16: using --trainer.precision={replacement} instead", flush=True)
+    return precision if has_bf16 else replacement
 
 
 def check_devices(accelerator: str, devices: Any) -> None:

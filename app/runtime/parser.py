@@ -50,9 +50,8 @@ def explain(message: str, options: list[str]) -> str:
         problem = re.search(r"^ {4}- (?!Expected a)(?:Problem with .*\s+)?(.+)", message, re.MULTILINE)
         expected = " or ".join(map("".join, kinds)).replace("NoneType", "null")
         reason = problem[1] if problem else f"expected {expected}"
-        return f"{message.partition(':')[0]}={given[1]} is not valid: {reason}"
-    if "No module named 'lightning'" in message:
-        return f"{message}: import pytorch_lightning, and instead of lightning.pytorch as well"
+        hint = ": import pytorch_lightning, also for lightning.pytorch" if "named 'lightning'" in reason else ""
+        return f"{message.partition(':')[0]}={given[1]} is not valid: {reason}{hint}"
     files = re.findall(r"--config[ =](\S+)", " ".join(sys.argv))
     return message + (f" (in {' or '.join(files)})" if files else "")
 

@@ -52,7 +52,7 @@ def num_steps_done(trainer: Trainer) -> int:
 def loaders(trainer: Trainer) -> list[Any]:
     """Returns the training loaders, none of them before training begins."""
     combined = trainer.fit_loop._combined_loader
-    return combined.flattened if combined else []
+    return combined.flattened if combined is not None else []
 
 
 def rank_state(trainer: Trainer) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
     """
     states = _collect_rng_states(include_cuda=False)
     algorithm, key, *position = states["numpy"]
-    states["numpy"] = (algorithm, torch.from_numpy(key), *position)
+    states["numpy"] = (algorithm, key.tolist(), *position)
     backend = getattr(torch, device.type, None)
     if hasattr(backend, "get_rng_state"):
         states[device.type] = backend.get_rng_state()
@@ -82,8 +82,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any], device: torch.device) -> None:
-    algorithm, key, *position = states["numpy"]
-    _set_rng_states(states | {"numpy": (algorithm, key.numpy(), *position)})
+    _set_rng_states(states)
     if device.type in states:
         getattr(torch, device.type).set_rng_state(states[device.type])
 

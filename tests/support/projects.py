@@ -113,6 +113,15 @@ class ReturnsTensor(LightningModule):
         return loss
 
 
+class WithOwnLoaders(ReturnsTensor):
+    """A module that has its data."""
+
+    train_dataloader = StatefulData.train_dataloader
+    val_dataloader = PlainData.val_dataloader
+    test_dataloader = PlainData.test_dataloader
+    batch_size = 10
+
+
 class NetworkAndHead(ReturnsTensor):
     """A module with a `network` that is only a part of it."""
 
