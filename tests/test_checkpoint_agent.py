@@ -9,6 +9,7 @@ import drill
 import pytest
 from checkpoint_agent import CheckpointAgent
 from programs import SYNTHETIC, TINY, run_train_warm
+from runtime import checkpoint_files
 from toolkit import sagemaker_environment
 
 RUN = (*TINY, *SYNTHETIC, "--resume.every_n_steps=5")
@@ -90,6 +91,32 @@ def test_the_previous_best_network_stays_until_the_agent_had_time_to_copy(tmp_pa
     run_and_kill(tmp_path, step=32, hook="on_test_start")
     names = sorted(path.name for path in (tmp_path / "checkpoints").glob("epoch*"))
     assert names == ["epoch=0-step=16.ckpt", "epoch=1-step=32.ckpt"]
+
+
+def test_a_checkpoint_that_the_agent_is_copying_is_not_deleted(tmp_path, monkeypatch):
+    monkeypatch.setenv("SM_HOSTS", "[]")
+    monkeypatch.setattr(checkpoint_files, "SECONDS_BEFORE_DELETION", 0)
+    files = checkpoint_files.CheckpointFiles(tmp_path)
+    first, *others = [tmp_path / f"last-step={step}.ckpt" for step in (1, 2, 3, 4)]
+    uploading, uploaded = (tmp_path / f"{first.name}.sagemaker-{state}" for state in ("uploading", "uploaded"))
+    uploading.touch()
+    for path in (first, *others):
+        path.touch()
+        files.keep(path)
+    assert first.exists() and not others[0].exists()
+    uploaded.touch()
+    files.keep(others[-1])
+    assert not first.exists()
+
+
+def test_half_a_checkpoint_has_a_name_that_the_agent_skips_and_is_deleted_later(tmp_path):
+    files = checkpoint_files.CheckpointFiles(tmp_path)
+    path = tmp_path / "last-step=1.ckpt"
+    partial = tmp_path / f"{path.name}.123.sagemaker-ignore"
+    partial.touch()
+    files.save_checkpoint({}, str(path))
+    files.keep(path)
+    assert path.exists() and not partial.exists()
 
 
 def test_a_checkpoint_without_its_best_network_is_not_resumed_from(tmp_path):

@@ -38,6 +38,24 @@ def test_training_and_validation_images_do_not_overlap(archive):
     assert len(both.flatten(1).unique(dim=0)) == 100
 
 
+class Hostile:
+    """Creates a file when it is loaded from a pickle."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return open, (self.path, "w")
+
+
+def test_an_archive_with_code_in_it_is_rejected_before_the_code_runs(tmp_path):
+    content = {"data": Hostile(str(tmp_path / "was_here")), "labels": [0]}
+    write_archive(tmp_path, cifar10_files() | {"data_batch_2": content})
+    with pytest.raises(ValueError, match=r"contains (_?io|builtins)\.open, expected arrays and labels only"):
+        read(tmp_path)
+    assert not (tmp_path / "was_here").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

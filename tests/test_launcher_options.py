@@ -172,3 +172,51 @@ def test_every_family_with_gpus_may_train_on_gpus(kind):
 )
 def test_a_folder_is_the_channel_training_unless_it_has_a_name(words, channels):
     assert read_options(["--input_path", *words]).channels == channels
+
+
+def test_a_repeated_option_adds_to_the_first():
+    args = "--hyperparams a=1 --hyperparams b=2 --environment A=1 --environment B=2 --estimator volume_size=9"
+    args += " --estimator max_run=1 --input_path t=s3://b/t --input_path v=s3://b/v --metrics loss --metrics accuracy"
+    options = read_options(args.split())
+    assert {"a": "1", "b": "2"}.items() <= options.hyperparams.items()
+    assert dict(options.environment) == {"A": "1", "B": "2"}
+    assert dict(options.estimator) == {"volume_size": 9, "max_run": 1}
+    assert options.channels == {"t": "s3://b/t", "v": "s3://b/v"}
+    assert options.metrics == ["loss", "accuracy"]
+
+
+def test_null_removes_a_default_of_the_launcher_and_is_passed_on_otherwise():
+    hyperparams = read_options(["--hyperparams", "optimizer.lr=null", "checkpoint.monitor=null"]).hyperparams
+    assert "optimizer.lr" not in hyperparams and hyperparams["checkpoint.monitor"] == "null"
+    assert read_options(["--hyperparams", "config=mine.yaml", "data=null"]).hyperparams["data"] == "null"
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("012345670123", "012345670123"),
+        ("1.10", "1.10"),
+        ("on", "on"),
+        ("2026-01-01", "2026-01-01"),
+        ("100", 100),
+        ("true", True),
+        ("null", None),
+        ("[sg-1, '2']", ["sg-1", "2"]),
+        ("{account: 012345670123}", {"account": "012345670123"}),
+    ],
+)
+def test_values_of_the_estimator_have_the_types_of_json(text, value):
+    assert read_options(["--estimator", f"name={text}"]).estimator == [("name", value)]
+
+
+@pytest.mark.parametrize(
+    "args, line",
+    [
+        ("--hyperparams trainer.callbacks+=A trainer.callbacks+=B", "--hyperparams: a name is given twice"),
+        ("--input_path a#b", "a#b: expected a path without #"),
+        ("--output_path a$b", r"a\$b: expected a path without #"),
+        ("--instance_type=local --hyperparams trainer.accelerator=cuda", "--instance_type=local has no GPU for"),
+    ],
+)
+def test_what_would_be_lost_or_misread_is_refused(capsys, args, line):
+    assert re.match(line, refusal(capsys, *args.split()))

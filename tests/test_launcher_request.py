@@ -17,7 +17,7 @@ from botocore.validate import ParamValidator
 from programs import ROOT
 from sagemaker import Session
 
-from launcher.checks import check_request
+from launcher.checks import check_request, cost
 from launcher.command_line import one_line_errors
 from launcher.local_mode import git_commit
 from launcher.sagemaker_sdk import make_session, preview_request
@@ -316,3 +316,49 @@ def test_several_channels_and_fast_file_work_on_this_machine_too(tmp_path: Path)
 def test_what_sagemaker_would_not_take_is_named_in_a_dry_run(args, line):
     with pytest.raises(ValueError, match=line):
         check_request(preview(*CLOUD, *shlex.split(args)))
+
+
+MISTAKES = {
+    "--instance_count=0": "--instance_count: expected 1 or more",
+    "--job_name=has_underscore": "TrainingJobName=has_underscore: expected the pattern",
+    f"--job_name={'x' * 70}": "TrainingJobName=x+: (has size 70, expected|expected the pattern)",
+    f"--hyperparams a={'x' * 3000}": "HyperParameters.a=.*: has size 30.., expected 0 to 2500",
+    f"--hyperparams {'x' * 300}=1": "name in HyperParameters=x+: has size 300, expected 0 to 256",
+    f"--environment A={'x' * 600}": "Environment.A=x+: has size 600, expected 0 to 512",
+    "--environment 1A=b": "name in Environment=1A: expected the pattern",
+    f"--metrics {' '.join(f'm{number}' for number in range(41))}": "AlgorithmSpecification.MetricDefinitions=.*size 41",
+    "--instance_type=ml.g4dn.13xlarge": "ResourceConfig.InstanceType=ml.g4dn.13xlarge: expected one of ",
+    "--role=arn:aws:iam::1:role/x": "RoleArn=arn:aws:iam::1:role/x: (has size|expected the pattern)",
+    "--max_retry=31": "RetryStrategy.MaximumRetryAttempts=31: has size 31, expected 1 to 30",
+    "--spot_instances --max_wait=3600": "--max_wait=3600: expected --spot_instances, and at least --max_run=86400",
+    "--max_wait=90000": "--max_wait=90000: expected --spot_instances",
+    "--estimator keep_alive_period_in_seconds=99999": "ResourceConfig.KeepAlivePeriodInSeconds=99999: has size",
+    "--estimator input_mode=file": "AlgorithmSpecification.TrainingInputMode=file: expected one of ",
+    "--estimator subnets=[subnet_1] security_group_ids=[sg-1]": "VpcConfig.Subnets=subnet_1: expected the pattern",
+}
+
+
+@pytest.mark.parametrize(("args", "line"), MISTAKES.items(), ids=[args[:40] for args in MISTAKES])
+def test_what_sagemaker_would_reject_is_rejected_before_the_upload(args, line):
+    with pytest.raises(ValueError, match=line):
+        check_request(preview(*cloud(*shlex.split(args))))
+
+
+def test_the_hours_are_those_of_the_request_with_a_warm_pool():
+    options = ["--estimator", "max_run=3600", "keep_alive_period_in_seconds=1800"]
+    line = 'uses at most 3 instance-hours, and 2 of your quota "ml.g4dn.12xlarge for training job usage"'
+    assert cost(preview(*CLOUD, *options)) == line
+
+
+def test_only_code_is_uploaded(tmp_path, monkeypatch):
+    app = tmp_path / "app"
+    for name in ("train.py", ".env", ".cache/cifar-10-python.tar.gz", "logs/last-step=1.ckpt", "net/weights.yaml"):
+        (app / name).parent.mkdir(parents=True, exist_ok=True)
+        (app / name).touch()
+    (app / "linked.py").symlink_to(tmp_path / "elsewhere.py")
+    (tmp_path / "elsewhere.py").write_text("pass")
+    monkeypatch.setattr("run_sagemaker.APP_DIR", app)
+    make_estimator(read_options(list(CLOUD)), None, tmp_path / "copy")
+    copied = {str(path.relative_to(tmp_path / "copy/app")) for path in (tmp_path / "copy/app").rglob("*.*")}
+    assert copied == {"train.py", "linked.py", "net/weights.yaml"}
+    assert not (tmp_path / "copy/app/linked.py").is_symlink()

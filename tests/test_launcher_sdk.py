@@ -58,13 +58,17 @@ def test_what_starts_a_job_sends_no_telemetry(method):
 
 
 def test_the_compose_file_mends_what_the_sdk_does_wrong(containers, tmp_path):
-    containers._generate_compose_file("train", additional_volumes=[], additional_env_vars={"A": "b"})
+    containers._generate_compose_file(
+        "train", additional_volumes=[], additional_env_vars={"A": "b$c", "OMP_NUM_THREADS": "7"}
+    )
     services = yaml.safe_load((tmp_path / "containers/docker-compose.yaml").read_text())["services"]
     assert list(services) == containers.hosts and len(services) == 2
     for host, service in services.items():
         assert service["container_name"] == host and service["shm_size"] == "2gb" and not service["tty"]
-        assert service["user"] and "A=b" in service["environment"]
-        assert any(item.startswith("OMP_NUM_THREADS=") for item in service["environment"])
+        assert service["user"] and "HOME=/tmp" in service["environment"]
+        assert "A=b$$c" in service["environment"]  # which Compose reads as b$c
+        threads = [item for item in service["environment"] if item.startswith("OMP_NUM_THREADS=")]
+        assert threads[-1] == "OMP_NUM_THREADS=7"
         assert f"{tmp_path}/checkpoints:/opt/ml/checkpoints" in service["volumes"]
         assert all(Path(volume.split(":")[0]).is_dir() for volume in service["volumes"])
 

@@ -249,6 +249,18 @@ def test_random_states_of_torch_numpy_and_python_are_saved_and_restored():
     assert draw() == before
 
 
+@pytest.mark.parametrize("num_visible", [4, 1])
+def test_the_random_state_of_a_gpu_is_that_of_its_own_rank(monkeypatch, num_visible):
+    # A rank may have the fourth GPU of a host at first, and the only one of another host when it resumes.
+    generator, device = torch.Generator(), torch.device("cuda", num_visible - 1)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", generator.get_state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", generator.set_state)
+    states = private_lightning.random_states(device)
+    before = torch.rand(3, generator=generator)
+    private_lightning.set_random_states(states, torch.device("cuda", 0))
+    assert torch.equal(torch.rand(3, generator=generator), before)
+
+
 def parser_error(parser: Parser, option: str, capsys: pytest.CaptureFixture) -> str:
     """Returns the line on stderr of a parser that rejects an option."""
     with pytest.raises(SystemExit):

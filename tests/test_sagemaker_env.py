@@ -6,6 +6,7 @@ import time
 import pytest
 import yaml
 from programs import SYNTHETIC, TINY, run_train, run_train_warm
+from sagemaker_env import checkpoint_dir
 from toolkit import sagemaker_environment
 
 
@@ -60,3 +61,20 @@ def test_the_checkpoint_folder_is_the_local_path_in_sagemakers_config(tmp_path):
     (tmp_path / "input/config/checkpointconfig.json").write_text(json.dumps(config))
     config = yaml.safe_load(run_train_warm("--print_config", cwd=tmp_path, env=environment).stdout)
     assert config["checkpoint"]["dirpath"] == str(tmp_path / "elsewhere")
+
+
+def test_without_a_local_path_the_checkpoint_folder_is_sagemakers_default(tmp_path, monkeypatch):
+    (tmp_path / "checkpointconfig.json").write_text('{"S3Uri": "s3://my-bucket/checkpoints/"}')
+    monkeypatch.setenv("SM_INPUT_CONFIG_DIR", str(tmp_path))
+    assert checkpoint_dir() == "/opt/ml/checkpoints"
+
+
+@pytest.mark.parametrize("instance_type, is_used", [("ml.g4dn.xlarge", False), ("local", True), ("local_gpu", True)])
+def test_without_a_checkpoint_path_an_existing_folder_is_used_in_local_mode_only(
+    tmp_path, monkeypatch, instance_type, is_used
+):
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setenv("SM_INPUT_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("SM_MODEL_DIR", str(tmp_path / "model"))
+    monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", instance_type)
+    assert checkpoint_dir() == (str(tmp_path / "checkpoints") if is_used else None)

@@ -59,3 +59,11 @@ def test_only_one_of_two_processes_writes_the_log(tmp_path):
 def test_a_failed_run_leaves_its_log(tmp_path):
     run_train_warm(*TINY, *SYNTHETIC, "--trainer.callbacks=tiny.Fail", cwd=tmp_path, code=1)
     assert [step for step, _ in scalars(tmp_path / LOG / "version_0")["val_loss"]] == [15]
+
+
+def test_the_markers_of_sagemakers_agent_are_not_read(tmp_path):
+    log = TensorBoardLog(str(tmp_path), name="tutorial")
+    log.log_metrics({"loss": 1.0}, 0)
+    (events,) = log.state_dict()["files"]
+    (Path(log.log_dir) / f"{events}.sagemaker-uploading").symlink_to("vanished")
+    assert list(log.state_dict()["files"]) == [events]
