@@ -7,13 +7,10 @@ On two cloud instances:         python run_sagemaker.py --instance_type=ml.g4dn.
                                     --image_uri=$(docker/image-uri.sh) --role=ARN --input_path=S3 --output_path=S3
 """
 
-import json
 import logging
 import os
 import re
-import shlex
 import shutil
-import sys
 import tempfile
 from argparse import Namespace
 from inspect import signature
@@ -21,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.account import create_session
-from launcher.checks import check_options, check_request, cost, start_check, wait_for_check
+from launcher.checks import check_options, check_request, start_check, wait_for_check
 from launcher.command_line import BOOLEAN, Parser, channel, exit_on_signals, key_value, one_line_errors, yaml_key_value
-from launcher.local_mode import check_machine, git_commit
+from launcher.local_mode import as_uri, check_machine, git_commit
 
 # Sent with every job, so that a job whose GPU does not work fails instead of training on the CPU.
 DEVICE_HYPERPARAMS = {"trainer.accelerator": "gpu", "trainer.devices": "-1"}
@@ -123,7 +120,7 @@ def launch(options: Namespace) -> None:
             estimator = make_estimator(options, session, folder)
             wait_for_check(check, folder / "messages")
         if options.dry_run or not options.is_local:
-            preview(estimator, options)
+            check_request(estimator, inputs(options), options)
         if options.dry_run:
             return
         if options.is_local:
@@ -183,28 +180,9 @@ def inputs(options: Namespace) -> dict[str, str]:
     return {name: as_uri(path, "/") for name, path in options.channels.items()}
 
 
-def as_uri(path: str, end: str = "") -> str:
-    """Returns the URI of a folder; `end="/"` for prefixes, so that `my-run` does not include `my-run2`."""
-    return path.rstrip("/") + end if "://" in path else f"file://{Path(path).absolute()}"
-
-
 def metric_regex(name: str) -> str:
     """Returns a regular expression that finds the metric in lines of `name=value`, but not in `other/name=value`."""
     return rf"(?:^|\s){re.escape(name)}=([-+.\deE]+)"
-
-
-def preview(estimator: Any, options: Namespace) -> None:
-    """Checks the request of a job, before anything is uploaded; prints it in a dry run, to stdout."""
-    from launcher.sagemaker_sdk import preview_request
-
-    request = preview_request(estimator, inputs(options), options.job_name)
-    if not options.is_local:
-        check_request(request)
-        print(cost(request), file=sys.stderr if options.dry_run else sys.stdout)
-    if options.dry_run:
-        print(json.dumps(request, indent=2))
-        words = [word for name, value in sorted(options.hyperparams.items()) for word in (f"--{name}", value)]
-        print(f"\nEach container runs:\npython -- train.py {shlex.join(words)}", file=sys.stderr)
 
 
 def train_locally(estimator: Any, options: Namespace) -> None:
@@ -234,7 +212,7 @@ def follow_job(session: Any, job_name: str, options: Namespace) -> None:
 
     command = f"python run_sagemaker.py --region={session.boto_region_name}"
     command += f" --profile={options.profile}" if options.profile else ""
-    print(f"job {job_name} keeps running without this program. Follow it, or stop it:")
+    print(f"job {job_name} runs independently of this command. Follow it, or stop it:")
     print(f"  {command} --attach={job_name}")
     print(f"  {command} --stop={job_name}", flush=True)
     if options.wait:
@@ -247,7 +225,7 @@ def print_results(job: dict[str, Any]) -> None:
     job_name, status = job["TrainingJobName"], job["TrainingJobStatus"]
     if status != "Completed":
         reason = job.get("FailureReason") or job["SecondaryStatus"]
-        raise RuntimeError(f"job {job_name} ended as {status}: {' '.join(reason.split())}")
+        raise RuntimeError(f"job {job_name} {status.lower()}: {' '.join(reason.split())}")
     model = job["ModelArtifacts"]["S3ModelArtifacts"]
     checkpoints = job.get("CheckpointConfig", {}).get("S3Uri") or model.replace("model.tar", "output.tar")
     print(f"\nmodel        {model}\ncheckpoints  {checkpoints}")

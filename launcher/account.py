@@ -15,5 +15,5 @@ def create_session(options: Any) -> Any:
     region = options.region or os.environ.get("AWS_REGION")  # which boto3 does not read
     region = region or boto3.Session(profile_name=options.profile).region_name
     if not (region or options.is_local or options.dry_run):
-        raise ValueError("no AWS region: pass one, such as --region=us-east-1")
+        raise ValueError("no AWS region is configured; pass --region, or set AWS_REGION")
     return boto3.Session(profile_name=options.profile, region_name=region or "us-east-1")

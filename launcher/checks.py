@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -43,7 +44,21 @@ def check_cloud_options(options: Any) -> None:
             raise ValueError(f"{path}: expected a folder in S3 for a job in the cloud, such as s3://my-bucket/folder")
 
 
-def check_request(request: dict[str, Any]) -> None:
+def check_request(estimator: Any, inputs: dict[str, str], options: Any) -> None:
+    """Checks the request of a job before anything is uploaded; prints it to stdout in a dry run."""
+    from launcher.sagemaker_sdk import preview_request
+
+    request = preview_request(estimator, inputs, options.job_name)
+    if not options.is_local:
+        check_rules(request)
+        print(cost(request), file=sys.stderr if options.dry_run else sys.stdout)
+    if options.dry_run:
+        print(json.dumps(request, indent=2))
+        words = [word for name, value in sorted(options.hyperparams.items()) for word in (f"--{name}", value)]
+        print(f"\nEach container runs:\npython -- train.py {shlex.join(words)}", file=sys.stderr)
+
+
+def check_rules(request: dict[str, Any]) -> None:
     """Raises ValueError if SageMaker would reject a request, as far as its rules are known to botocore."""
     from botocore.session import get_session
     from botocore.validate import ParamValidator

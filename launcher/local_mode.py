@@ -25,11 +25,11 @@ def check_machine(options: Any) -> None:
     if docker.returncode:
         reason = docker.stdout.strip().rpartition("\n")[2]
         advice = "see https://docs.docker.com/engine/install/"
-        raise ValueError(f"Docker is not running, or denies you access: {reason}; {advice}")
+        raise ValueError(f"Docker cannot be used: {reason}; {advice}")
     compose_command()
     image_uri = options.image_uri
     if "/" not in image_uri and output_of("docker", "image", "inspect", image_uri).returncode:
-        raise ValueError(f"--image_uri={image_uri}: not built yet; build it with ./docker/build-image.sh")
+        raise ValueError(f"--image_uri={image_uri}: not found on this machine; build it with ./docker/build-image.sh")
 
 
 def compose_command() -> list[str]:
@@ -38,6 +38,11 @@ def compose_command() -> list[str]:
         if output_of(*command, "version").returncode == 0:
             return command
     raise ValueError("Docker Compose is not installed; see https://docs.docker.com/compose/install/")
+
+
+def as_uri(path: str, end: str = "") -> str:
+    """Returns the URI of a folder; `end="/"` for prefixes, so that `my-run` does not include `my-run2`."""
+    return path.rstrip("/") + end if "://" in path else f"file://{Path(path).absolute()}"
 
 
 def git_commit(folder: Path) -> dict[str, str]:

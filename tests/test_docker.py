@@ -309,8 +309,12 @@ def test_two_containers_train_one_model_from_the_request_of_a_cloud_job(aws, pro
 @pytest.mark.parametrize(
     "options, environment, line",
     [
-        (["--image_uri=not-built"], {}, "--image_uri=not-built: not built yet; build it with ./docker/build-image.sh"),
-        ([], {"DOCKER_HOST": "tcp://127.0.0.1:1"}, "Docker is not running, or denies you access: "),
+        (
+            ["--image_uri=not-built"],
+            {},
+            "--image_uri=not-built: not found on this machine; build it with ./docker/build-image.sh",
+        ),
+        ([], {"DOCKER_HOST": "tcp://127.0.0.1:1"}, "Docker cannot be used: "),
         ([], {"PATH": "docker-only", "DOCKER_CONFIG": "none"}, "Docker Compose is not installed; "),
     ],
 )

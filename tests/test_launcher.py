@@ -224,7 +224,7 @@ def test_an_error_of_python_itself_is_one_line_too(tmp_path):
 def test_without_docker_the_launcher_says_where_to_get_it(laptop):
     result = run_sagemaker(*LOCAL, cwd=laptop, code=2, PATH="")
     assert result.stderr == (
-        "run_sagemaker.py: error: Docker is not running, or denies you access: docker is not installed; "
+        "run_sagemaker.py: error: Docker cannot be used: docker is not installed; "
         "see https://docs.docker.com/engine/install/\n"
     )
 

@@ -125,7 +125,7 @@ def captured_exit_code() -> Iterator[dict[str, int]]:
 
 def test_without_a_region_the_launcher_says_how_to_name_one(account, check):
     environment = {name: value for name, value in account.environment.items() if name != "AWS_DEFAULT_REGION"}
-    assert check(environment=environment).startswith("no AWS region: pass one, such as --region=us-east-1")
+    assert check(environment=environment).startswith("no AWS region is configured; pass --region")
 
 
 @pytest.mark.parametrize(
@@ -251,15 +251,15 @@ def end_of(capsys, **description: str) -> str:
 
 def test_a_job_that_ends_otherwise_ends_with_the_reason(capsys):
     line = end_of(capsys, TrainingJobStatus="Failed", FailureReason="AlgorithmError: train.py: error:\n no GPU")
-    assert line == "job my-job ended as Failed: AlgorithmError: train.py: error: no GPU"
+    assert line == "job my-job failed: AlgorithmError: train.py: error: no GPU"
     line = end_of(capsys, TrainingJobStatus="Stopped", SecondaryStatus="MaxRuntimeExceeded")
-    assert line == "job my-job ended as Stopped: MaxRuntimeExceeded"
+    assert line == "job my-job stopped: MaxRuntimeExceeded"
 
 
 def test_a_job_for_which_aws_has_no_instances_ends_with_what_to_do(capsys):
     reason = "CapacityError: Unable to provision requested ML compute capacity."
     line = end_of(capsys, TrainingJobStatus="Failed", FailureReason=reason)
-    assert line == f"job my-job ended as Failed: {reason}; no capacity for this instance type: try later, " + (
+    assert line == f"job my-job failed: {reason}; no capacity for this instance type: try later, " + (
         "or a different type or region, or without spot"
     )
 
@@ -269,7 +269,7 @@ def test_a_failed_job_ends_the_launcher_with_1_and_one_line(account):
     reason = "AlgorithmError: train.py: error:\n no GPU"
     account.next_job = {"training_job_status": "Failed", "secondary_status": "Failed", "failure_reason": reason}
     line = error_line("--job_name=my-job", environment=account.environment, code=1)
-    assert line == "job my-job ended as Failed: AlgorithmError: train.py: error: no GPU"
+    assert line == "job my-job failed: AlgorithmError: train.py: error: no GPU"
 
 
 def test_without_waiting_the_launcher_says_how_to_follow_and_to_stop_the_job(account):
@@ -280,7 +280,7 @@ def test_without_waiting_the_launcher_says_how_to_follow_and_to_stop_the_job(acc
     command = f"  python run_sagemaker.py --region={REGION}"
     assert stdout == (
         'uses at most 3 instance-hours, and 2 of your quota "ml.g4dn.12xlarge for training job usage"\n'
-        "job my-job keeps running without this program. Follow it, or stop it:\n"
+        "job my-job runs independently of this command. Follow it, or stop it:\n"
         f"{command} --attach=my-job\n{command} --stop=my-job\n"
     )
     assert account.client("sagemaker").describe_training_job(TrainingJobName="my-job")
@@ -318,7 +318,7 @@ def test_a_job_that_is_stopped_ends_for_who_is_attached(running, monkeypatch, ca
     assert job["TrainingJobStatus"] == "Stopping"
     running.describe("my-job", training_job_status="Stopped", secondary_status="Stopped")
     assert attach_or_stop_in_process(running, monkeypatch, "--attach=my-job") == 1
-    assert capsys.readouterr().err == "run_sagemaker.py: error: job my-job ended as Stopped: Stopped\n"
+    assert capsys.readouterr().err == "run_sagemaker.py: error: job my-job stopped: Stopped\n"
 
 
 def test_a_job_that_has_ended_cannot_be_stopped(running, monkeypatch, capsys):
@@ -331,7 +331,7 @@ def test_a_job_on_spot_instances_that_never_trained_ends_in_one_line(running, mo
     stopped = {"training_job_status": "Stopped", "secondary_status": "Stopped", "enable_managed_spot_training": True}
     running.describe("my-job", **stopped, billable_time_in_seconds=0, training_time_in_seconds=0)
     assert attach_or_stop_in_process(running, monkeypatch, "--attach=my-job") == 1
-    assert capsys.readouterr().err == "run_sagemaker.py: error: job my-job ended as Stopped: Stopped\n"
+    assert capsys.readouterr().err == "run_sagemaker.py: error: job my-job stopped: Stopped\n"
 
 
 def test_a_job_that_there_is_not_is_told_in_one_line(account, monkeypatch, capsys):

@@ -4,24 +4,19 @@ import json
 import re
 import shlex
 import subprocess
-import tempfile
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from aws import NO_AWS
 from botocore.session import get_session
 from botocore.validate import ParamValidator
+from launches import offline, preview
 from programs import ROOT
-from sagemaker import Session
 
-from launcher.checks import check_request, cost
+from launcher.checks import check_rules, cost
 from launcher.command_line import one_line_errors
 from launcher.local_mode import git_commit
-from launcher.sagemaker_sdk import make_session, preview_request
-from run_sagemaker import LOG_DIR, inputs, launch, make_estimator, metric_regex, read_options
+from run_sagemaker import LOG_DIR, launch, make_estimator, metric_regex, read_options
 
 CLOUD = (
     "--region=eu-central-1",
@@ -34,34 +29,13 @@ CLOUD = (
 )
 
 
-@cache
-def one_session(container_root: str) -> Session:
-    return make_session(boto3.Session(region_name="eu-central-1"), container_root)  # which takes 0.7 seconds
-
-
-@pytest.fixture(autouse=True)
-def nobody_listens(monkeypatch):
-    """No configuration of AWS, and an address where any request fails."""
-    monkeypatch.setattr("launcher.sagemaker_sdk.make_session", lambda _, root: one_session(root))
-    for name in ("AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, NO_AWS[name])
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+pytestmark = pytest.mark.usefixtures(offline.__name__)
 
 
 def cloud(*args: str) -> list[str]:
     """Returns the options of a job in the cloud, with its input unless `args` has one."""
     has_input = any(arg.startswith("--input_path") for arg in args)
     return [option for option in CLOUD if not (has_input and option.startswith("--input_path"))] + list(args)
-
-
-def preview(*args: str) -> dict[str, Any]:
-    """The request that the launcher would send."""
-    options = read_options(list(args))
-    with tempfile.TemporaryDirectory() as folder:
-        return preview_request(make_estimator(options, None, Path(folder)), inputs(options), options.job_name)
 
 
 def request_of(*args: str) -> dict[str, Any]:
@@ -315,7 +289,7 @@ def test_several_channels_and_fast_file_work_on_this_machine_too(tmp_path: Path)
 )
 def test_what_sagemaker_would_not_take_is_named_in_a_dry_run(args, line):
     with pytest.raises(ValueError, match=line):
-        check_request(preview(*CLOUD, *shlex.split(args)))
+        check_rules(preview(*CLOUD, *shlex.split(args)))
 
 
 MISTAKES = {
@@ -341,7 +315,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("args", "line"), MISTAKES.items(), ids=[args[:40] for args in MISTAKES])
 def test_what_sagemaker_would_reject_is_rejected_before_the_upload(args, line):
     with pytest.raises(ValueError, match=line):
-        check_request(preview(*cloud(*shlex.split(args))))
+        check_rules(preview(*cloud(*shlex.split(args))))
 
 
 def test_the_hours_are_those_of_the_request_with_a_warm_pool():

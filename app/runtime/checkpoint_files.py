@@ -177,7 +177,7 @@ def load_compatible(path: Path, model: LightningModule, options: dict[str, Any])
     different = sorted(name for name in saved_options | options if saved_options.get(name) != options.get(name))
     if different:
         reason = f"{path}: was saved with a different {', '.join(different)}"
-        raise ValueError(f"{reason}; this run replaces it unless you stop now and pass --ckpt_path={path}")
+        raise ValueError(f"{reason}; this run will replace it; to resume from it, stop now and pass --ckpt_path={path}")
     # SageMaker's agent copies the files in any order, and an older checkpoint may have all files that it refers to.
     best = checkpoint["resume"]["best"]
     if best and options and in_sagemaker():

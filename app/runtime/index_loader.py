@@ -77,8 +77,6 @@ class IndexLoader:
         position, size = state["num_samples"], self.global_batch_size
         if position != self.num_samples and (position % size or position > self.num_samples):
             where = f"after {position} of {self.num_samples} samples"
-            raise ValueError(
-                f"cannot resume {where} with a global batch size of {size}: match the batch size of before"
-            )
+            raise ValueError(f"cannot resume {where} with a global batch size of {size}: use the original one")
         self.epoch = state["epoch"]
         self._start = self._position = position

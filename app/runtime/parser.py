@@ -21,6 +21,9 @@ class Parser(LightningArgumentParser):
         # Not an exception, which the parser of a class around this one would take for one of several reasons.
         exit_with(explain(str(message), options), 2)
 
+    def format_help(self) -> str:
+        return re.sub(r",\s+default:\s+null\)", ")", super().format_help())
+
     def prefer_int(self) -> None:
         """Makes 1 an int, not 1.0, where both are allowed: for Lightning's limits, 1 is one batch and 1.0 is all.
 
