@@ -116,9 +116,11 @@ def launch(options: Namespace) -> None:
         session.client("sts").get_caller_identity()  # without credentials, stop before anything is uploaded
     with tempfile.TemporaryDirectory(prefix="sagemaker-", ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
-        with start_check(options.hyperparams, options.channels, APP_DIR, folder / "messages") as check:
+        messages = folder / "messages"
+        variables = dict(options.environment)
+        with start_check(options.hyperparams, options.channels, APP_DIR, messages, variables) as check:
             estimator = make_estimator(options, session, folder)
-            wait_for_check(check, folder / "messages")
+            wait_for_check(check, messages)
         if options.dry_run or not options.is_local:
             check_request(estimator, inputs(options), options)
         if options.dry_run:

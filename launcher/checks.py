@@ -111,7 +111,9 @@ def cost(request: dict[str, Any]) -> str:
     return f"uses at most {hours:g} instance-hours, and {quota}"
 
 
-def start_check(hyperparams: dict, channels: Iterable[str], app_dir: Path, messages_file: Path) -> subprocess.Popen:
+def start_check(
+    hyperparams: dict, channels: Iterable[str], app_dir: Path, messages_file: Path, variables: dict | None = None
+) -> subprocess.Popen:
     """Starts train.py as in a container, only to check its options, while the SDK is being imported.
 
     Args:
@@ -119,11 +121,12 @@ def start_check(hyperparams: dict, channels: Iterable[str], app_dir: Path, messa
         channels: Names of the input channels.
         app_dir: Folder of train.py.
         messages_file: Where train.py writes its messages, a JSON object with `level` and `message` per line.
+        variables: Environment variables of the job; of this machine's, PYTHONPATH is not passed on.
     """
     options = [f"--{key}={value}" for key, value in sorted(hyperparams.items())]  # in the toolkit's order
     command = [sys.executable, "train.py", *options, "--print_config"]
     environment = os.environ | CONTAINER | {"TRAIN_MESSAGES_FILE": str(messages_file)}
-    environment.pop("PYTHONPATH", None)  # which the container does not have
+    environment = {name: value for name, value in environment.items() if name != "PYTHONPATH"} | (variables or {})
     environment |= {f"SM_CHANNEL_{name.upper()}": f"/opt/ml/input/data/{name}" for name in channels}
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=app_dir, env=environment, **output)

@@ -33,13 +33,13 @@ def key_value(text: str) -> tuple[str, str]:
 
 
 class JsonTypes(yaml.SafeLoader):
-    """YAML with the types of JSON, but without fractions: 012345670123, 1.10, on and 2026-01-01 stay text."""
+    """YAML in which all scalars but integers, true, false and null are strings, such as 012345670123, 1.10 and on."""
 
     yaml_implicit_resolvers: ClassVar = {}
 
 
-JsonTypes.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|false"), None)
-JsonTypes.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("null"), None)
+JsonTypes.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(true|false)$"), None)
+JsonTypes.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("null$"), None)
 JsonTypes.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"(0|-?[1-9]\d*)$"), None)
 
 

@@ -202,7 +202,7 @@ def test_credentials_are_checked_before_the_upload(account):
 @pytest.mark.parametrize(
     "option, line",
     [
-        ("--max_run=0", "Parameter validation failed: .* StoppingCondition.MaxRuntimeInSeconds, value: 0, valid min"),
+        ("--max_run=0", "Invalid value for parameter StoppingCondition.MaxRuntimeInSeconds, value: 0, valid min"),
         ("--output_path=s3://no-such-bucket", ".*no-such-bucket.* The specified bucket does not exist"),
     ],
 )
@@ -395,7 +395,9 @@ def test_the_commands_of_the_tutorial_work_as_printed_with_no_more_permissions_t
         assert aws.keys() == ["datasets/cifar-10/cifar-10-python.tar.gz"], stderr
 
         hyperparams = ("trainer.max_epochs=2", "trainer.callbacks=tiny.PrintWeights", *TINY, *CPU)
-        process = start(block("logger.flush_secs=5").rstrip() + f" {' '.join(hyperparams)}")
+        process = start(
+            block("logger.flush_secs=5").rstrip() + f" {' '.join(hyperparams)} --environment PYTHONPATH=$PYTHONPATH"
+        )
         while not aws.requests:
             assert process.poll() is None, process.communicate()
             time.sleep(0.1)

@@ -197,6 +197,8 @@ def test_null_removes_a_default_of_the_launcher_and_is_passed_on_otherwise():
         ("012345670123", "012345670123"),
         ("1.10", "1.10"),
         ("on", "on"),
+        ("nullable", "nullable"),
+        ("true-north", "true-north"),
         ("2026-01-01", "2026-01-01"),
         ("100", 100),
         ("true", True),

@@ -108,7 +108,7 @@ def git(folder: Path, *args: str) -> str:
 def test_a_dry_run_says_the_most_that_a_job_can_take(capsys):
     launch(read_options([*CLOUD, "--max_run=5400", "--spot_instances", "--checkpoint_path=s3://b/c", "--dry_run"]))
     name = "ml.g4dn.12xlarge for spot training job usage"
-    assert f'uses at most 3 instance-hours, and 2 of your quota "{name}"\n' in capsys.readouterr().out
+    assert f'uses at most 3 instance-hours, and 2 of your quota "{name}"\n' in capsys.readouterr().err
 
 
 def test_a_job_knows_the_commit_of_its_code_and_whether_that_was_all(tmp_path, monkeypatch):

@@ -52,20 +52,19 @@ class CheckpointFiles(TorchCheckpointIO):
         """
         if self._lock:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = open(self.folder / f".lock{PARTIAL}", "a+")  # noqa: SIM115 - closing it would end the lock
+        path = self.folder / f".lock{PARTIAL}"
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = open(path, "ab", buffering=0)  # noqa: SIM115 - closing it would end the lock
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = file
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         except BlockingIOError as error:
-            file.seek(0)
-            reason = f"{self.folder} is in use by {file.read().strip()}, which trains into it"
+            reason = f"{self.folder} is in use by {path.read_text()}"
             raise ValueError(f"{reason}; wait until it ends, or pass a different --checkpoint.dirpath") from error
         except OSError:
-            return  # a file system without locks
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        self._lock = file
+            return  # a full disk, or a file system without locks
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
         self._superseded.pop(Path(path), None)
