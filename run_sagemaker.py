@@ -34,7 +34,9 @@ DEFAULT_HYPERPARAMS = {
 }
 METRICS = ["train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "images_per_second"]
 APP_DIR = Path(__file__).resolve().parent / "app"
-NOT_CODE = shutil.ignore_patterns(".*", "__pycache__", "logs", "output", "*.ckpt")  # data, results and passwords
+NOT_CODE = shutil.ignore_patterns(
+    ".*", "__pycache__", "logs", "output", "*.ckpt"
+)  # may be data, results or credentials
 LOG_DIR = "/opt/ml/output/tensorboard"  # SageMaker copies this folder to S3 during the job
 
 

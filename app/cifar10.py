@@ -10,7 +10,7 @@ from pytorch_lightning import LightningDataModule
 from runtime.index_loader import IndexLoader, seeded_generator
 from torch import Tensor
 
-AUGMENTATION, SPLIT = 1, 2  # streams of random numbers, independent of IndexLoader's ORDER
+AUGMENTATION, SPLIT = 1, 2  # random streams, independent of IndexLoader's ORDER
 
 
 class CIFAR10DataModule(LightningDataModule):
@@ -97,7 +97,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.tensors["mean"] = torch.tensor(self.mean).view(-1, 1, 1) * 255
         self.tensors["std"] = torch.tensor(self.std).view(-1, 1, 1) * 255
         if self.augment:
-            # Storing both flips, half a GB for CIFAR-10, is 1.6 times as fast as flipping every batch.
+            # Storing mirrored images as well, half a GB for CIFAR-10, is 1.6 times as fast as flipping every batch.
             flips = torch.stack([self.tensors["train_images"], self.tensors["train_images"].flip(-1)])
             self.tensors["train_images"] = F.pad(flips, (self.padding,) * 4)
 

@@ -12,7 +12,8 @@ class Classifier(LightningModule):
 
     Args:
         network: Any module with that input and output.
-        label_smoothing: Probability that training spreads over all classes (Szegedy et al. 2016), from 0 to 1.
+        label_smoothing: Part of the target's probability, from 0 to 1, that is spread uniformly over all classes in
+            training (Szegedy et al. 2016).
     """
 
     def __init__(self, network: nn.Module, label_smoothing: float = 0.0):
@@ -57,7 +58,7 @@ class ResNet18(Classifier):
 
 
 class Convolution(nn.Conv2d):
-    """A padded 3x3 convolution that leaves out the zeros of the padding where images have shrunk to one pixel.
+    """A padded 3x3 convolution that uses only the center of its kernel on 1x1 maps, where the rest sees only padding.
 
     On a CPU with AVX2, a training step of ResNet-18 on 32x32 images is 1.6 times as fast, with the same results.
     """

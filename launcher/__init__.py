@@ -1,1 +1,1 @@
-"""What run_sagemaker.py need not show: checks before anything costs, and fixes of the SDK's local mode."""
+"""Supporting code of run_sagemaker.py: checks before anything is billed, and fixes of the SDK's local mode."""

@@ -17,7 +17,7 @@ CONTAINER = {"SM_HOSTS": '["algo-1"]', "SM_MODEL_DIR": "/opt/ml/model", "SM_OUTP
 
 
 def check_options(options: Any) -> None:
-    """Raises ValueError for mistakes that AWS or Docker would miss, report unclearly, or report when it costs."""
+    """Raises ValueError for mistakes that AWS or Docker miss, report unclearly, or report once the job is billed."""
     if options.is_local and options.log_uri:
         raise ValueError(f"--hyperparams logger.save_dir={options.log_uri}: only jobs in the cloud can log to S3")
     if not options.is_local:
@@ -78,7 +78,7 @@ def check_rules(request: dict[str, Any]) -> None:
 
 
 def violations(value: Any, shape: Any, field: str = "") -> Iterator[str]:
-    """Yields what botocore's own validator ignores in its model of a request: patterns, maximum lengths and enums."""
+    """Yields violations of the patterns, maximum lengths and enums in botocore's model, which its validator ignores."""
     if shape.type_name == "structure":
         for name, member in value.items():
             yield from violations(member, shape.members[name], f"{field}.{name}".lstrip("."))

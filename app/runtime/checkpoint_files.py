@@ -21,7 +21,7 @@ from torch.nn.parameter import is_lazy
 from runtime.errors import warn
 from runtime.files import PARTIAL, to_bytes, write_atomically
 
-# SageMaker's agent may still be copying a younger file to S3.
+# SageMaker's agent may still be copying a newer file to S3.
 SECONDS_BEFORE_DELETION = 600
 
 
@@ -76,7 +76,7 @@ class CheckpointFiles(TorchCheckpointIO):
             warn(f"could not write {path} ({error}); training continues, will retry")
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        # A run may have to resume from this one until the next checkpoint knows its successor.
+        # A resumed run still needs the best network until the next checkpoint refers to its successor.
         self._superseded.setdefault(Path(path), time.monotonic())
 
     def paths(self) -> list[Path]:
@@ -177,7 +177,7 @@ def load_compatible(path: Path, model: LightningModule, options: dict[str, Any])
     if different:
         reason = f"{path}: was saved with a different {', '.join(different)}"
         raise ValueError(f"{reason}; this run will replace it; to resume from it, stop now and pass --ckpt_path={path}")
-    # SageMaker's agent copies the files in any order, and an older checkpoint may have all files that it refers to.
+    # SageMaker copies files in any order: if the best network is missing, an older checkpoint may be complete.
     best = checkpoint["resume"]["best"]
     if best and options and in_sagemaker():
         read_checkpoint(path.parent / best)

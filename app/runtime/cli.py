@@ -32,7 +32,7 @@ from runtime.report import Report
 from runtime.resume import Resume, StopSignal
 from runtime.tensorboard_log import TensorBoardLog
 
-# Lightning's tips and advertisements would hide our one line.
+# Lightning's tips would bury our one-line messages.
 for name in ("lightning_fabric.utilities", "pytorch_lightning.utilities.rank_zero"):
     logging.getLogger(name).setLevel(logging.WARNING)
 # These warnings are about Lightning's own code, or about what is intended.
@@ -40,9 +40,9 @@ warnings.filterwarnings("ignore", module=r"pytorch_lightning\.(utilities\._pytre
 for text in ("Checkpoint directory .* is not empty", "Total length of `list`", "Precision .* by the model summary"):
     warnings.filterwarnings("ignore", message=text)
 
-register_type(torch.device)  # or the saved config of StochasticWeightAveraging cannot be read
+register_type(torch.device)  # otherwise the saved config of StochasticWeightAveraging is invalid
 
-# torch's deterministic mode also fills new tensors with NaN, for debugging: 4 % of ResNet-18's step on the CPU.
+# Deterministic mode also fills uninitialized memory, for debugging, which costs 4 % of ResNet-18's step on the CPU.
 torch.utils.deterministic.fill_uninitialized_memory = False
 
 CKPT_PATH = """Checkpoint to resume from: a path, `last` (also after the end of a run, or with different options), or
@@ -234,7 +234,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def join_values(args: list[str]) -> list[str]:
-    """Joins names and values, which SageMaker's toolkit separates, so that a value like -1e-3 is no option."""
+    """Joins names and values, which SageMaker's toolkit separates: alone, a value like -1e-3 looks like an option."""
     names = args[::2]
     are_separated = len(args) % 2 == 0 and all(name.startswith("--") and "=" not in name for name in names)
     if in_sagemaker() and are_separated:
@@ -257,8 +257,8 @@ def sagemaker_options() -> list[str]:
 def register_strategies(timeout: float) -> None:
     """Gives "ddp" a timeout in seconds, and adds "ddp_exact".
 
-    When DDP looks for unused parameters, it never sorts the gradients into new buckets. So it adds up those of more
-    than two ranks in the same order before and after a resume: bit-exact in 6 of 6 drills, while "ddp" was in none.
+    With find_unused_parameters, DDP never rebuilds its gradient buckets. With more than two ranks, it therefore sums in
+    the same order before and after a resume: bit-exact in 6 of 6 drills, while "ddp" was in none.
     """
     limits = {"override": True, "timeout": timedelta(seconds=timeout)}
     StrategyRegistry.register("ddp", DDPStrategy, **limits)

@@ -12,7 +12,7 @@ class DataModuleExtras(Protocol):
         num_classes: Passed to a module that has an argument of this name.
         description: Name of the test data in the summary, such as "CIFAR-10".
         samples_name: Plural of what a sample is, such as "images", for the logged `images_per_second`.
-        resume_safe_options: Constructor arguments with which an interrupted run resumes even if they have changed.
+        resume_safe_options: Constructor arguments that may differ when an interrupted run resumes.
     """
 
     num_classes: int

@@ -19,15 +19,15 @@ from pytorch_lightning.trainer.connectors.logger_connector.result import _Result
 from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 from torchmetrics import Metric, MetricCollection
 
-# Samplers with a new order each time they are asked, also when a loader resumes.
+# Samplers that draw a new order for each iterator, even when a loader resumes.
 NON_REPRODUCIBLE_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSamplerWrapper)
 
 
 def call_between_steps(trainer: Trainer, function: Callable[[], None]) -> None:
     """Calls a function before each training batch is fetched.
 
-    Only then is all of the last step done, with its metrics, schedulers and a validation after it, while the loader
-    has not moved on. The hook on_train_batch_end comes before half of that.
+    Only then is the previous step complete, with its metrics, schedulers and a validation after it, and the loader
+    has not advanced. The hook on_train_batch_end runs too early for that.
     """
     loop = trainer.fit_loop.epoch_loop
     start_profiler = loop._on_before_fetch
@@ -40,7 +40,7 @@ def call_between_steps(trainer: Trainer, function: Callable[[], None]) -> None:
 
 
 def num_batches_done(trainer: Trainer) -> int:
-    """Returns the number of batches done in this epoch; `batch_idx` is the last batch's also between two epochs."""
+    """Returns the number of batches done in this epoch; `batch_idx` keeps its last value between two epochs."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
@@ -69,8 +69,7 @@ def rank_state(trainer: Trainer) -> dict[str, Any]:
 def random_states(device: torch.device) -> dict[str, Any]:
     """Returns the states of this process's random generators, in types that torch.load accepts by default.
 
-    Of several GPUs only this rank's own is included, because the same rank may have a different number of it when it
-    resumes.
+    Only the state of this rank's own GPU is included, because the index of its GPU may differ after a resume.
     """
     states = _collect_rng_states(include_cuda=False)
     algorithm, key, *position = states["numpy"]
@@ -88,9 +87,9 @@ def set_random_states(states: dict[str, Any], device: torch.device) -> None:
 
 
 def skip_signal_broadcast(trainer: Trainer) -> None:
-    """Omits a broadcast that Lightning does in each step of several processes, and for which a GPU has to wait.
+    """Disables Lightning's broadcast of SIGTERM in each step, which forces a synchronization of the GPU.
 
-    It tells other ranks about SIGTERM, as runtime.resume.StopSignal does.
+    runtime.resume.StopSignal replaces it.
     """
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
@@ -109,7 +108,7 @@ def loaders_are_stateful(trainer: Trainer) -> bool:
 def is_resumable_point(trainer: Trainer) -> bool:
     """Returns whether a run can resume from here.
 
-    Accumulated gradients are not saved, and Lightning would count a validation that has just been done twice.
+    Accumulated gradients are not saved, and right after a validation, a resumed run would count it a second time.
     """
     loop = trainer.fit_loop.epoch_loop
     is_accumulating = loop._should_accumulate()
@@ -131,21 +130,21 @@ def restore_loop_state(
 ) -> None:
     """Restores in on_train_start what Lightning leaves out when it resumes."""
     loop = trainer.fit_loop
-    loop._restarting = False  # or no plateau scheduler steps at the end of the epoch
+    loop._restarting = False  # otherwise ReduceLROnPlateau does not step at the end of the epoch
     if not is_between_steps or not num_batches_done(trainer):
-        loop.epoch_loop._restarting = False  # or the first batch of the epoch is not trained
+        loop.epoch_loop._restarting = False  # otherwise the first batch of the epoch is skipped
     trainer._logger_connector._callback_metrics.update(metrics)  # for callbacks that monitor before a validation
     if is_between_steps:
         for loader, state in zip(loaders(trainer), states or [None] * len(loaders(trainer)), strict=True):
             _set_sampler_epoch(loader, trainer.current_epoch)  # Lightning does it after the iterator is made
             if state is not None:
                 loader.load_state_dict(state)
-        if trainer.num_training_batches != float("inf"):  # or a batch that is fetched in advance is lost
+        if trainer.num_training_batches != float("inf"):  # otherwise a prefetched batch is lost
             iter(loop._data_fetcher)
 
 
 def count_in_floats(result: _ResultMetric, metadata: Any, is_tensor: bool) -> None:
-    """Makes means exact where ranks have different numbers of samples: Lightning averages the integers, truncated."""
+    """Makes means exact where ranks have different numbers of samples: Lightning truncates the mean of the counts."""
     init_result(result, metadata, is_tensor)
     if hasattr(result, "cumulated_batch_size"):
         result.add_state("cumulated_batch_size", torch.tensor(0.0), dist_reduce_fx=torch.sum)

@@ -18,7 +18,7 @@ from runtime.best_network import BestNetwork
 from runtime.checkpoint_files import CheckpointFiles
 from runtime.errors import CoordinatedExit, end_process
 
-# Lightning's callbacks that train before the training, and those that change the network without restoring all of it.
+# Lightning's callbacks that run trial steps before training, and those that do not fully restore what they modify.
 FINDERS = (callbacks.BatchSizeFinder, callbacks.LearningRateFinder)
 INEXACT_CALLBACKS = (callbacks.BaseFinetuning, callbacks.ModelPruning, callbacks.StochasticWeightAveraging)
 
@@ -71,7 +71,7 @@ class Resume(callbacks.Checkpoint):
             self.checkpoint = trainer.strategy.broadcast(self.checkpoint)
             if self.checkpoint:
                 private_lightning.preload_checkpoint(trainer, self.checkpoint)
-                # They would begin from scratch; the optimizer's state has the learning rate that was found.
+                # They would search again; the optimizer's state has the learning rate that they found.
                 trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, FINDERS)]
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -113,7 +113,9 @@ class Resume(callbacks.Checkpoint):
         private_lightning.restore_epoch_sums(trainer, [each["epoch_sums"] for each in ranks[rank::world_size]])
         self._last_step = private_lightning.num_steps_done(trainer)
         self._rank_state = rank_state if has_same_ranks else None
-        trainer.should_stop = state["should_stop"] and not is_between_steps  # the run was killed in its test
+        trainer.should_stop = (
+            state["should_stop"] and not is_between_steps
+        )  # training had stopped; the run was killed while testing
 
     def _between_steps(self, trainer: Trainer) -> None:
         if self._rank_state:
@@ -125,7 +127,9 @@ class Resume(callbacks.Checkpoint):
         is_late = 0 < self.every_n_seconds <= time.monotonic() - self._last_time
         signum, is_late = self.stop_signal.all_reduce(trainer, is_late)
         is_due = is_new_epoch or self._last_step is None or 0 < self.every_n_steps <= num_steps
-        is_due |= is_late and num_steps > 1  # the ranks still report it in the step after a checkpoint
+        is_due |= (
+            is_late and num_steps > 1
+        )  # the reduced flag lags by one step, so it is still set in the step after a checkpoint
         can_resume = is_new_epoch or private_lightning.is_resumable_point(trainer)
         if num_steps and (is_due or signum) and can_resume:
             self._save(trainer, is_between_steps=True)
@@ -184,7 +188,7 @@ class Resume(callbacks.Checkpoint):
         }
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # Lightning now waits for the device, which may wait for other ranks, and so may torch when it ends.
+        # Lightning's teardown synchronizes the device, which can block on other ranks, as can torch at process exit.
         if trainer.world_size > 1 and isinstance(exception, Exception) and not isinstance(exception, CoordinatedExit):
             for logger in trainer.loggers:
                 logger.finalize("failed")
