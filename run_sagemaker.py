@@ -46,39 +46,39 @@ def read_options(args: list[str] | None = None) -> Namespace:
     key_values = {"nargs": "*", "action": "extend", "default": [], "type": key_value, "metavar": "NAME=value"}
 
     add = parser.add_argument_group("job", "Example: --job_name=my-job --hyperparams data.batch_size=128").add_argument
-    add("--hyperparams", **key_values, help="Options of app/train.py. NAME=null removes a default of the launcher.")
-    add("--job_name", help="Name of the job (default: image name and timestamp).")
-    add("--wait", **BOOLEAN, default=True, help="Show the log until the job ends; --wait=false returns at once.")
+    add("--hyperparams", **key_values, help="Options of app/train.py, without dashes. NAME=null removes a default.")
+    add("--job_name", help="Name of the job in the cloud (default: image name and timestamp).")
+    add("--wait", **BOOLEAN, default=True, help="Stream the log of a job in the cloud; --wait=false returns at once.")
     add("--attach", metavar="JOB", help="Stream the log of a job in the cloud from its start until the job ends.")
     add("--stop", metavar="JOB", help="Stop a job in the cloud. Its checkpoints in S3 are kept.")
     add("--dry_run", **BOOLEAN, default=False, help="Check the options and print the request instead of sending it.")
 
     add = parser.add_argument_group("data", "Example: --input_path train=s3://bucket/train val=s3://...").add_argument
     paths = {"nargs": "+", "action": "extend", "type": channel, "metavar": "[NAME=]PATH"}
-    add("--input_path", **paths, help="Input channels: folders, in S3 for the cloud (default: training=.cache).")
-    add("--output_path", default="output", help="Where to write model.tar.gz and output.tar.gz (default: output).")
-    add("--checkpoint_path", help="Where to save checkpoints. A job with the same options resumes from them.")
+    add("--input_path", **paths, help="Input channels: folders, or S3 URIs in the cloud (default: training=.cache).")
+    add("--output_path", default="output", help="Folder or S3 URI of model.tar.gz and output.tar.gz (default: output).")
+    add("--checkpoint_path", help="Folder or S3 URI of checkpoints. A job with the same hyperparameters resumes.")
 
     add = parser.add_argument_group("containers", "Example: --instance_type=local --instance_count=4").add_argument
-    add("--instance_type", default="local_gpu", help="ml.*, or local or local_gpu for local mode (default: local_gpu).")
+    add("--instance_type", default="local_gpu", help="ml.*; local or local_gpu for local mode (default: local_gpu).")
     add("--instance_count", type=int, default=1, help="Number of instances or local containers (default: 1).")
-    add("--image_uri", default="sagemaker-tutorial", help="Local tag, or URI in ECR (default: sagemaker-tutorial).")
-    add("--environment", **key_values, help="Environment variables; visible to anyone who can describe the job.")
+    add("--image_uri", default="sagemaker-tutorial", help="Local name, or URI in ECR (default: sagemaker-tutorial).")
+    add("--environment", **key_values, help="Environment variables; visible to anyone who may describe the job.")
 
     add = parser.add_argument_group("cloud", "Example: --spot_instances --max_wait=172800 --max_run=86400").add_argument
-    add("--role", help="ARN of the SageMaker execution role.")
+    add("--role", help="ARN of the SageMaker execution role; required in the cloud.")
     add("--region", help="AWS region of the job (default: AWS_REGION, AWS_DEFAULT_REGION, or your profile's).")
-    add("--profile", help="Profile of your AWS configuration (default: AWS_PROFILE).")
+    add("--profile", help="Named profile of your AWS configuration (default: AWS_PROFILE).")
     add("--max_run", type=int, default=86400, help="Seconds after which SageMaker stops the job (default: 86400).")
     add("--spot_instances", **BOOLEAN, default=False, help="Use spot instances; set --checkpoint_path as well.")
-    add("--max_wait", type=int, help="Seconds to wait for spot instances plus training (default: that of --max_run).")
+    add("--max_wait", type=int, help="Seconds of waiting for spot instances plus training (default: --max_run).")
     add("--max_retry", type=int, help="Retries after an internal error of SageMaker, from 1 to 30 (default: none).")
     estimator = key_values | {"type": yaml_key_value}
     add("--estimator", **estimator, help="Other arguments of the SDK's Estimator, as YAML, such as volume_size=100.")
 
     add = parser.add_argument_group("monitoring", "Example: --metrics train_loss val_acc").add_argument
     names = {"nargs": "*", "action": "extend", "metavar": "NAME"}
-    add("--metrics", **names, help="Metrics to publish to CloudWatch (default: those of app/resnet.py).")
+    add("--metrics", **names, help="Metrics for CloudWatch (default: losses, accuracies, images_per_second).")
 
     options = parser.parse_args(args)
     options.input_path = options.input_path or [("training", ".cache")]
@@ -86,10 +86,10 @@ def read_options(args: list[str] | None = None) -> Namespace:
     options.is_local = options.instance_type in ("local", "local_gpu") and not (options.attach or options.stop)
     options.channels = dict(options.input_path)
     if len(options.channels) < len(options.input_path):
-        parser.error("--input_path: each folder needs a different name, as in train=s3://... val=s3://...")
+        parser.error("--input_path: each channel needs a name of its own, as in train=s3://... val=s3://...")
     given = dict(options.hyperparams)
     if len(given) < len(options.hyperparams):
-        parser.error("--hyperparams: a name is given twice; write lists, such as of callbacks, to a YAML file in app/")
+        parser.error("--hyperparams: a name is given twice; put lists, such as of callbacks, into a YAML file in app/")
     defaults = DEVICE_HYPERPARAMS | ({} if "config" in given else DEFAULT_HYPERPARAMS)
     removed = [name for name, value in given.items() if value == "null" and name in defaults]
     options.hyperparams = {name: value for name, value in (defaults | given).items() if name not in removed}
@@ -118,11 +118,9 @@ def launch(options: Namespace) -> None:
         session.client("sts").get_caller_identity()  # without credentials, stop before anything is uploaded
     with tempfile.TemporaryDirectory(prefix="sagemaker-", ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
-        messages = folder / "messages"
-        variables = dict(options.environment)
-        with start_check(options.hyperparams, options.channels, APP_DIR, messages, variables) as check:
+        with start_check(options, APP_DIR, folder / "messages") as check:
             estimator = make_estimator(options, session, folder)
-            wait_for_check(check, messages)
+            wait_for_check(check, folder / "messages")
         if options.dry_run or not options.is_local:
             check_request(estimator, inputs(options), options)
         if options.dry_run:
@@ -195,8 +193,8 @@ def train_locally(estimator: Any, options: Namespace) -> None:
     with one_line_errors(code=1):
         fit_in_containers(estimator, inputs(options), options.checkpoint_path)
     model = estimator.model_data.removeprefix("file://")
-    output = options.checkpoint_path or model.replace("model.tar", "output.tar")
-    print(f"\nmodel   {model}\noutput  {output} (checkpoints, TensorBoard logs)")
+    output = model.replace("model.tar", "output.tar")
+    print(f"\nmodel        {model}\ncheckpoints  {options.checkpoint_path or output}\nTensorBoard  {output}")
 
 
 def attach_or_stop(options: Namespace, session: Any) -> None:

@@ -22,12 +22,12 @@ class CIFAR10DataModule(LightningDataModule):
 
     Args:
         data_dir: Folder with cifar-10-python.tar.gz, which is downloaded if it is missing. May be read-only.
-        batch_size: Images per process and step, from 1. The global batch size is this times the number of processes.
+        batch_size: Batch size of each process, at least 1. The global batch size is this times the number of processes.
         val_split: Number of training images held out for validation, from 0 to 49,999.
         augment: Pad training images with black, crop them at random positions, and flip half of them horizontally.
         padding: Pixels of padding on each side; 4 in He et al. 2015, section 4.2, less for short trainings.
         alternate_flips: Flip each image in every other epoch instead of at random (Jordan 2024, arXiv 2404.00498).
-        seed: Seed of the validation split and of each epoch's order, crops and flips, from 0.
+        seed: Seed of the validation split, the shuffling, the crops and the flips, at least 0.
         verify: Accept only an archive with CIFAR-10's official MD5 checksum.
         url: Address from which a missing archive is downloaded.
     """

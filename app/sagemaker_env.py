@@ -42,7 +42,7 @@ class SageMakerEnvironment(LightningEnvironment):
         for host in self.hosts:
             while not can_resolve(host):  # DNS can lag behind the start of a host
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"host {host} of {', '.join(self.hosts)} did not start within {timeout:g} s")
+                    raise TimeoutError(f"host {host} of {', '.join(self.hosts)} did not resolve within {timeout:g} s")
                 time.sleep(1)
 
     @staticmethod

@@ -1,11 +1,11 @@
-"""Trains a network to classify images, tests the best one, and exports its weights.
+"""Trains an image classifier, tests its best checkpoint, and exports the weights.
 
 On the available hardware:       python app/train.py
 On all GPUs of this machine:     python app/train.py --trainer.accelerator=gpu --trainer.devices=-1
 In two processes on the CPU:     python app/train.py --trainer.accelerator=cpu --trainer.devices=2
 Repeating a run:                 python app/train.py --config=logs/tensorboard/tutorial/version_0/config.yaml
 
-Most used options: --data.batch_size, --trainer.max_epochs, --trainer.devices, --trainer.precision, --optimizer.lr,
+Common options: --data.batch_size, --trainer.max_epochs, --trainer.devices, --trainer.precision, --optimizer.lr,
 --model=my_file.MyNetwork, --data=my_file.MyData, --resume.every_n_minutes, --logger.name, --seed_everything.
 """
 

@@ -11,10 +11,10 @@ fail() {
 fail_as() {
   local advice=
   case $2 in
-    *"Docker daemon"* | *"docker API"*) advice='; start Docker, or get permission to use it' ;;
+    *"Docker daemon"* | *"docker API"*) advice='; start Docker, or add your user to the group docker' ;;
     *xpired*) advice='; sign in to AWS again' ;;
-    *InvalidClientTokenId* | *SignatureDoesNotMatch* | *UnrecognizedClient*) advice='; AWS rejected your credentials' ;;
-    *AccessDenied* | *"(403)"* | *denied:*) advice='; docker/policies/laptop.json has the required permissions' ;;
+    *InvalidClientTokenId* | *SignatureDoesNotMatch* | *UnrecognizedClient*) advice='; AWS rejected your credentials; check them with aws configure list' ;;
+    *AccessDenied* | *"(403)"* | *denied:*) advice='; attach docker/policies/laptop.json to your user' ;;
     *"No module named"*) advice='; activate the virtual environment' ;;
     *NoSuchBucket*) advice='; create the bucket with aws s3 mb, or correct its name' ;;
   esac
@@ -33,7 +33,7 @@ set_region() {
     fail 'aws is not installed; see https://docs.aws.amazon.com/cli/latest/userguide/getting-started-install.html'
   local region=${AWS_REGION:-${AWS_DEFAULT_REGION:-}}
   if [[ -z $region ]]; then
-    region=$(aws configure get region 2>&1) || fail "${region:-no region; set AWS_REGION, or run aws configure}"
+    region=$(aws configure get region 2>&1) || fail "${region:-no AWS region is configured; set AWS_REGION, or run aws configure}"
   fi
   export AWS_REGION=$region AWS_DEFAULT_REGION=$region
 }

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/functions.sh
 
-[[ $# == 0 || -n ${IMAGE_TAG:-} ]] || fail 'arguments build a different image; set IMAGE_TAG to a tag for it'
+[[ $# == 0 || -n ${IMAGE_TAG:-} ]] || fail 'build arguments produce a different image; set IMAGE_TAG to give it a tag of its own'
 account=
 if [[ ${REGISTRY:-} =~ ^([0-9]{12})\.dkr[.-]ecr(-fips)?\.([a-z0-9-]+)\. ]]; then
   account=${BASH_REMATCH[1]}
@@ -31,7 +31,7 @@ check_manifest() {
 
 if message=$("${describe_image[@]}" 2>&1); then
   check_manifest "$message"
-  [[ $# == 0 ]] || fail "$uri is already in ECR, where it cannot be replaced; set IMAGE_TAG to a different tag"
+  [[ $# == 0 ]] || fail "$uri is already in ECR, where tags are immutable; set IMAGE_TAG to a different tag"
   echo 'already in ECR, nothing to do:' >&2
   echo "$uri"
   exit
@@ -61,7 +61,7 @@ trap '{ docker logout "$registry"; docker rmi "$built"; } >/dev/null 2>&1 || :' 
 [[ $(uname -m) == x86_64 ]] || set -- --platform linux/amd64 "$@"
 IMAGE_NAME=$built docker/build-image.sh "$@" >&2
 docker image inspect "$built" >/dev/null 2>&1 ||
-  fail 'the build left no image in Docker Engine; select its own builder with: docker buildx use default'
+  fail 'the builder loaded no image into Docker Engine; select the default builder with: docker buildx use default'
 docker tag "$built" "$uri"
 run docker push "$uri" >&2
 

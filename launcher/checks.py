@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def check_options(options: Any) -> None:
         raise ValueError(f"{reason}; {USE_CPU}")
     for path in [*options.channels.values(), options.output_path, options.checkpoint_path or ""]:
         if re.search(r"[#?$]", path):
-            raise ValueError(f"{path}: expected a path without #, ? and $, which Docker and the SDK misread")
+            raise ValueError(f"{path}: paths must not contain #, ? or $, which Docker and the SDK misread")
 
 
 def check_cloud_options(options: Any) -> None:
@@ -74,7 +74,7 @@ def check_rules(request: dict[str, Any]) -> None:
     max_run = request["StoppingCondition"]["MaxRuntimeInSeconds"]
     max_wait = request["StoppingCondition"].get("MaxWaitTimeInSeconds")
     if max_wait and not (request.get("EnableManagedSpotTraining") and max_wait >= max_run):
-        raise ValueError(f"--max_wait={max_wait}: expected --spot_instances, and at least --max_run={max_run}")
+        raise ValueError(f"--max_wait={max_wait}: requires --spot_instances, and at least --max_run={max_run}")
 
 
 def violations(value: Any, shape: Any, field: str = "") -> Iterator[str]:
@@ -111,23 +111,20 @@ def cost(request: dict[str, Any]) -> str:
     return f"uses at most {hours:g} instance-hours, and {quota}"
 
 
-def start_check(
-    hyperparams: dict, channels: Iterable[str], app_dir: Path, messages_file: Path, variables: dict | None = None
-) -> subprocess.Popen:
+def start_check(options: Any, app_dir: Path, messages_file: Path) -> subprocess.Popen:
     """Starts train.py as in a container, only to check its options, while the SDK is being imported.
 
     Args:
-        hyperparams: Options of train.py.
-        channels: Names of the input channels.
+        options: Those of the launcher. The check has the job's environment variables, and no PYTHONPATH but theirs.
         app_dir: Folder of train.py.
         messages_file: Where train.py writes its messages, a JSON object with `level` and `message` per line.
-        variables: Environment variables of the job; of this machine's, PYTHONPATH is not passed on.
     """
-    options = [f"--{key}={value}" for key, value in sorted(hyperparams.items())]  # in the toolkit's order
-    command = [sys.executable, "train.py", *options, "--print_config"]
+    arguments = [f"--{key}={value}" for key, value in sorted(options.hyperparams.items())]  # in the toolkit's order
+    command = [sys.executable, "train.py", *arguments, "--print_config"]
     environment = os.environ | CONTAINER | {"TRAIN_MESSAGES_FILE": str(messages_file)}
-    environment = {name: value for name, value in environment.items() if name != "PYTHONPATH"} | (variables or {})
-    environment |= {f"SM_CHANNEL_{name.upper()}": f"/opt/ml/input/data/{name}" for name in channels}
+    environment.pop("PYTHONPATH", None)
+    environment |= dict(options.environment)
+    environment |= {f"SM_CHANNEL_{name.upper()}": f"/opt/ml/input/data/{name}" for name in options.channels}
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=app_dir, env=environment, **output)
 

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, NoReturn
 import yaml
 
 HINTS = {
-    "xpired": "log in again, such as with `aws sso login`",
-    "AccessDenied": "docker/policies lists the permissions that you and the role of the job need",
-    "ResourceLimitExceeded": "ask for a higher quota in the AWS console, under Service Quotas, or wait for other jobs",
+    "xpired": "log in again, for example with `aws sso login`",
+    "AccessDenied": "attach the policies of docker/policies to your user and to the role of the job",
+    "ResourceLimitExceeded": "request a higher quota in the AWS console, under Service Quotas, or wait for other jobs",
     "CapacityError": "no capacity for this instance type: try later, or a different type or region, or without spot",
 }
 BOOLEAN = {"type": yaml.safe_load, "choices": (True, False), "nargs": "?", "const": True}  # --wait or --wait=false

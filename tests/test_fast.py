@@ -92,5 +92,5 @@ def test_bfloat16_is_replaced_only_on_hardware_without_it(capsys):
     assert supported_precision("16-mixed", "cpu") == "16-mixed"
     has_bf16 = "bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
     assert supported_precision("bf16-mixed", "cpu") == ("bf16-mixed" if has_bf16 else "32-true")
-    line = "this CPU has no bfloat16: using --trainer.precision=32-true instead\n"
+    line = "this CPU does not support bfloat16: using --trainer.precision=32-true instead\n"
     assert capsys.readouterr().out == ("" if has_bf16 else line)

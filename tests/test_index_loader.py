@@ -30,7 +30,7 @@ def test_each_validation_sample_is_seen_once_and_no_rank_gets_an_empty_batch(num
 
 
 def test_fewer_validation_samples_than_processes_are_rejected():
-    with pytest.raises(MisconfigurationException, match="1 samples, expected at least one per process: 2"):
+    with pytest.raises(MisconfigurationException, match="1 samples, expected at least one for each process: 2"):
         IndexLoader(1, 16, world_size=2)
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -158,7 +159,14 @@ def test_a_wrong_option_ends_in_one_line_at_once(laptop, option, line):
 def test_a_wrong_hyperparameter_ends_in_one_line_on_the_laptop(capsys, tmp_path, item, line):
     hyperparams = DEVICE_HYPERPARAMS | DEFAULT_HYPERPARAMS | dict([item.split("=")])
     with pytest.raises(SystemExit) as end, one_line_errors():
-        wait_for_check(start_check(hyperparams, ["training"], APP_DIR, tmp_path / "messages"), tmp_path / "messages")
+        wait_for_check(
+            start_check(
+                SimpleNamespace(hyperparams=hyperparams, channels=["training"], environment=[]),
+                APP_DIR,
+                tmp_path / "messages",
+            ),
+            tmp_path / "messages",
+        )
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith(f"run_sagemaker.py: error: --hyperparams: {line}")
 
@@ -172,7 +180,14 @@ def train_py(folder: Path, text: str) -> Path:
 def check(folder: Path, text: str, hyperparams: dict[str, str] | None = None, channels: Iterable[str] = ()) -> None:
     """Lets a train.py with this text check hyperparameters."""
     messages_file = folder / "messages"
-    wait_for_check(start_check(hyperparams or {}, channels, train_py(folder, text), messages_file), messages_file)
+    wait_for_check(
+        start_check(
+            SimpleNamespace(hyperparams=hyperparams or {}, channels=channels, environment=[]),
+            train_py(folder, text),
+            messages_file,
+        ),
+        messages_file,
+    )
 
 
 def test_train_py_checks_its_options_as_in_a_container(tmp_path):

@@ -108,8 +108,8 @@ def test_metrics_take_the_place_of_the_default_ones():
         ("--hyperparams =1", "--hyperparams: =1: expected NAME=value; see --help"),
         ("--environment A", "--environment: A: expected NAME=value; see --help"),
         ("--estimator 'subnets=[a'", "while parsing a flow sequence .* \\[a "),
-        ("--input_path a b", "--input_path: each folder needs a different name, as in train=s3"),
-        ("--input_path a=b a=c", "--input_path: each folder needs a different name, as in train=s3"),
+        ("--input_path a b", "--input_path: each channel needs a name of its own, as in train=s3"),
+        ("--input_path a=b a=c", "--input_path: each channel needs a name of its own, as in train=s3"),
     ],
 )
 def test_what_cannot_be_read_ends_in_one_line(capsys, args, line):

@@ -20,7 +20,9 @@ from results import epoch_lines, last_checkpoint, samples, scalars
 
 PLAIN, STATEFUL = "--data=projects.PlainData", "--data=projects.StatefulData"
 OWN_OPTIMIZER = " defines its own optimizers; ignoring --optimizer\n"
-NOT_STATEFUL = "the training loader is not stateful: an interrupted run resumes from the last complete epoch"
+NOT_STATEFUL = (
+    "the training loader cannot resume within an epoch: an interrupted run resumes from the last complete epoch"
+)
 THREE_EPOCHS = ("--trainer.max_epochs=3", "--resume.every_n_steps=3")
 KINDS = {  # module, data module, metrics in the line of each epoch, and the metric of the test, if any
     "returns a tensor": (ReturnsTensor, "PlainData", {"train_loss", "val_loss"}, "test_loss"),
@@ -89,7 +91,8 @@ def test_an_ignored_optimizer_option_is_reported(finished, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_val_loss_the_last_network_is_exported_with_a_warning(finished, kind):
     folder, result = finished(kind)
-    line = "train.py: warning: testing and exporting the final weights instead of the best: val_loss was never logged\n"
+    line = "train.py: warning: testing and exporting the final weights instead of the best, "
+    line += "see --checkpoint.monitor: val_loss was never logged\n"
     has_none = "val_loss" not in KINDS[kind][2]
     assert result.stderr.count(line) == has_none
     if has_none:
@@ -253,11 +256,11 @@ def test_resuming_with_a_different_batch_size_is_rejected(tmp_path):
         ),
         (
             ["--model.width=3", "--model=glyph_net.GlyphNet"],
-            "unknown option --model.width; see --help, or --data.help=CLASS and so on",
+            "unknown option --model.width; see --help, or --data.help=CLASS and --model.help=CLASS",
         ),
         (
             ["--lr_scheduler=StepLR"],
-            "missing options (--data.NAME and so on): step_size",
+            "missing options (--data.NAME, --model.NAME): step_size",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -203,7 +203,7 @@ def test_a_run_with_a_different_network_or_options_does_not_resume(tmp_path):
     run_and_kill(cwd=tmp_path)
     options = ("--model=tiny.Dropout", "--ckpt_path=logs/checkpoints/last-step=21.ckpt")
     stderr = run_train_warm(*RUN, *options, cwd=tmp_path, code=2).stderr
-    reason = "logs/checkpoints/last-step=21.ckpt: has different parameter shapes than this network"
+    reason = "logs/checkpoints/last-step=21.ckpt: has different parameter names or shapes than this network"
     assert stderr == f"train.py: error: --ckpt_path: {reason}\n"
 
 
@@ -307,7 +307,12 @@ def test_a_full_disk_is_reported_and_saving_is_retried(tmp_path):
         fill(disk)
         slow = (*DRILL, "--trainer.callbacks.seconds=0.02", f"--checkpoint.dirpath={disk}", "--model_dir=.")
         with training(*slow, "--trainer.max_epochs=10", cwd=tmp_path) as (process, log):
-            wait_until(lambda: "could not write" in log() and "; training continues, will retry" in log(), process)
+            wait_until(
+                lambda: (
+                    "could not write" in log() and "; training continues and retries at the next checkpoint" in log()
+                ),
+                process,
+            )
             (disk / "filler").unlink()
             assert process.wait(120) == 0
         assert last_checkpoint(disk).name == "last-step=160.ckpt"
@@ -343,7 +348,7 @@ def test_non_finite_weights_stop_the_run_and_are_never_saved(tmp_path):
     result = run_train_warm(*RUN, "--optimizer=SGD", "--optimizer.lr=1e38", cwd=tmp_path, code=1)
     line = result.stderr.splitlines()[-1]
     assert re.fullmatch(
-        r"train.py: error: the weights are not finite after step \d+: try a lower learning rate; the same command .*",
+        r"train.py: error: the weights are not finite after step \d+; lower --optimizer.lr, which starts a new run",
         line,
     )
     for path in (tmp_path / "logs/checkpoints").glob("last*.ckpt"):

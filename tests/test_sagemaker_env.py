@@ -42,7 +42,7 @@ def test_a_host_that_cannot_be_resolved_is_reported_after_the_timeout(tmp_path):
     result = run_train(*TINY, *SYNTHETIC, "--process_group_timeout=3", cwd=tmp_path, env=environment, code=2)
     assert time.monotonic() - start > 3
     assert result.stderr == (
-        "train.py: error: host algo-2.invalid of 127.0.0.1, algo-2.invalid did not start within 3 s\n"
+        "train.py: error: host algo-2.invalid of 127.0.0.1, algo-2.invalid did not resolve within 3 s\n"
     )
     assert (tmp_path / "output/failure").read_text() == result.stderr.strip()
 

@@ -124,7 +124,10 @@ class TestEveryScriptReportsInOneLineThat:
         assert project.error_line(*command, PATH=path).startswith("aws is not installed; see https://docs.aws")
 
     def test_the_region_is_missing(self, project, command):
-        assert project.error_line(*command, **NO_REGION) == "no region; set AWS_REGION, or run aws configure"
+        assert (
+            project.error_line(*command, **NO_REGION)
+            == "no AWS region is configured; set AWS_REGION, or run aws configure"
+        )
 
     def test_the_profile_is_missing(self, project, command):
         assert "profile (nobody) could not be found" in project.error_line(*command, **NO_REGION, AWS_PROFILE="nobody")
@@ -145,7 +148,7 @@ class TestEveryScriptReportsInOneLineThat:
 )
 def test_a_missing_permission_is_reported_with_the_policy_that_has_it(project, command, action, person_without):
     line = project.error_line(*command, **person_without(action))
-    assert "AccessDenied" in line and line.endswith("; docker/policies/laptop.json has the required permissions")
+    assert "AccessDenied" in line and line.endswith("; attach docker/policies/laptop.json to your user")
 
 
 @pytest.mark.parametrize("command", [BUILD, PUSH])

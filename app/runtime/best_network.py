@@ -58,7 +58,7 @@ class BestNetwork(ModelCheckpoint):
                 model.on_load_checkpoint(checkpoint)
                 model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
             except ValueError as error:
-                warn(f"testing and exporting the final weights instead of the best: {error}")
+                warn(f"testing and exporting the final weights instead of the best, see --checkpoint.monitor: {error}")
 
 
 def export_weights(trainer: Trainer, model: LightningModule, path: Path) -> None:

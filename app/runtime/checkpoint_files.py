@@ -73,7 +73,7 @@ class CheckpointFiles(TorchCheckpointIO):
             self.error = None
         except OSError as error:
             self.error = error
-            warn(f"could not write {path} ({error}); training continues, will retry")
+            warn(f"could not write {path} ({error}); training continues and retries at the next checkpoint")
 
     def remove_checkpoint(self, path: str | Path) -> None:
         # A resumed run still needs the best network until the next checkpoint refers to its successor.
@@ -171,7 +171,7 @@ def load_compatible(path: Path, model: LightningModule, options: dict[str, Any])
     if "resume" not in checkpoint:
         raise ValueError(f"{path}: not a checkpoint of train.py")
     if not has_same_shapes(checkpoint["state_dict"], model):
-        raise ValueError(f"{path}: has different parameter shapes than this network")
+        raise ValueError(f"{path}: has different parameter names or shapes than this network")
     saved_options = checkpoint["resume"]["options"] if options else {}
     different = sorted(name for name in saved_options | options if saved_options.get(name) != options.get(name))
     if different:

@@ -45,16 +45,16 @@ register_type(torch.device)  # otherwise the saved config of StochasticWeightAve
 # Deterministic mode also fills uninitialized memory, for debugging, which costs 4 % of ResNet-18's step on the CPU.
 torch.utils.deterministic.fill_uninitialized_memory = False
 
-CKPT_PATH = """Checkpoint to resume from: a path, `last` (also after the end of a run, or with different options), or
-`none` to start from scratch. By default the newest checkpoint of an interrupted run with the same options."""
+CKPT_PATH = """Checkpoint to resume from: a path, `last` (the newest, even of a finished run or with other options), or
+`none` to start from scratch. By default, an interrupted run with the same options is resumed."""
 # Type, default and help of the options that do not belong to a class.
 OPTIONS = {
     "ckpt_path": (str | None, None, CKPT_PATH),
-    "model_dir": (str | None, None, "Folder of model.pt, by default that of the checkpoints."),
+    "model_dir": (str | None, None, "Folder for the exported weights, model.pt (default: --checkpoint.dirpath)."),
     "lr_scheduler_interval": (Literal["epoch", "step"], "epoch", "How often the learning-rate scheduler steps."),
-    "resume.every_n_minutes": (NonNegativeFloat, 5.0, "Minutes between two checkpoints within an epoch; 0 for none."),
-    "resume.every_n_steps": (NonNegativeInt, 0, "Steps between two checkpoints within an epoch; 0 for none."),
-    "process_group_timeout": (PositiveFloat, 300.0, "Seconds after which a rank that does not respond counts as lost."),
+    "resume.every_n_minutes": (NonNegativeFloat, 5.0, "Minutes between checkpoints within an epoch; 0 for none."),
+    "resume.every_n_steps": (NonNegativeInt, 0, "Steps between checkpoints within an epoch; 0 for none."),
+    "process_group_timeout": (PositiveFloat, 300.0, "Seconds after which a run fails if a rank does not respond."),
 }
 # Type and new name of options that keep working.
 OLD_OPTIONS = {
@@ -279,7 +279,7 @@ def supported_precision(precision: Any, accelerator: str) -> Any:
         has_bf16 = cpuinfo.exists() and "bf16" in cpuinfo.read_text()
         device, replacement = "CPU", "32-true"
     if not has_bf16 and local_rank() == 0:
-        print(f"this {device} has no bfloat16: using --trainer.precision={replacement} instead", flush=True)
+        print(f"this {device} does not support bfloat16: using --trainer.precision={replacement} instead", flush=True)
     return precision if has_bf16 else replacement
 
 

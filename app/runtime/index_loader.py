@@ -36,7 +36,9 @@ class IndexLoader:
 
     def __init__(self, num_samples: int, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1):
         if seed is None and num_samples < world_size:
-            raise MisconfigurationException(f"{num_samples} samples, expected at least one per process: {world_size}")
+            raise MisconfigurationException(
+                f"{num_samples} samples, expected at least one for each process: {world_size}"
+            )
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.global_batch_size = batch_size * world_size

@@ -45,15 +45,15 @@ def explain(message: str, options: list[str]) -> str:
         names = {name.split(".")[-1]: name for name in options} | {name: name for name in options}
         option, similar = full_name(typo[1]), difflib.get_close_matches(typo[1], names, 1)
         suggestion = f"did you mean {option.removesuffix(typo[1])}{names[similar[0]]}?" if similar else ""
-        return f"unknown option {option}; {suggestion or 'see --help, or --data.help=CLASS and so on'}"
+        return f"unknown option {option}; {suggestion or 'see --help, or --data.help=CLASS and --model.help=CLASS'}"
     message = re.sub(r'Parser key "([^"]+)"', lambda key: full_name(key[1]), message)
-    message = message.replace("the following arguments are required", "missing options (--data.NAME and so on)")
+    message = message.replace("the following arguments are required", "missing options (--data.NAME, --model.NAME)")
     kinds = re.findall(r"Expected a (?:<class '(?:\w+\.)*(\w+)|typing.Literal\[(.*?)\]|dot (import path))", message)
     if given := re.search(r"(?:Given|Got) value: (.*)", message):
         problem = re.search(r"^ {4}- (?!Expected a)(?:Problem with .*\s+)?(.+)", message, re.MULTILINE)
         expected = " or ".join(map("".join, kinds)).replace("NoneType", "null")
         reason = problem[1] if problem else f"expected {expected}"
-        hint = ": import pytorch_lightning, also for lightning.pytorch" if "named 'lightning'" in reason else ""
+        hint = "; import pytorch_lightning instead of lightning.pytorch" if "named 'lightning'" in reason else ""
         return f"{message.partition(':')[0]}={given[1]} is not valid: {reason}{hint}"
     files = re.findall(r"--config[ =](\S+)", " ".join(sys.argv))
     return message + (f" (in {' or '.join(files)})" if files else "")

@@ -83,11 +83,11 @@ class Resume(callbacks.Checkpoint):
         private_lightning.skip_signal_broadcast(trainer)
         self._last_time = time.monotonic()
         if trainer.is_global_zero and not private_lightning.loaders_are_stateful(trainer):
-            reason = "the training loader is not stateful"
+            reason = "the training loader cannot resume within an epoch"
             print(f"{reason}: an interrupted run resumes from the last complete epoch", flush=True)
         inexact = [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, INEXACT_CALLBACKS)]
         if trainer.is_global_zero and inexact:
-            print(f"{', '.join(inexact)} does not save all of its state: a resumed run is not bit-exact", flush=True)
+            print(f"{', '.join(inexact)} cannot be restored completely: a resumed run is not bit-exact", flush=True)
         if self.checkpoint:
             self._restore(trainer, self.checkpoint["resume"])
             self.checkpoint = None
@@ -161,7 +161,7 @@ class Resume(callbacks.Checkpoint):
         is_finite = all(bool(torch.isfinite(weight).all()) for weight in weights if not is_lazy(weight))
         if not trainer.strategy.reduce_boolean_decision(is_finite):
             reason = f"the weights are not finite after step {trainer.global_step}"
-            self._exit(trainer, f"{reason}: try a lower learning rate", 1)
+            raise CoordinatedExit(f"{reason}; lower --optimizer.lr, which starts a new run", 1)
         path = self.files.folder / f"last-step={trainer.global_step}.ckpt"
         self._is_between_steps = is_between_steps
         trainer.save_checkpoint(path, weights_only=False)
