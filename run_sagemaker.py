@@ -87,9 +87,7 @@ def read_options(args: list[str] | None = None) -> Namespace:
     options.channels = dict(options.input_path)
     if len(options.channels) < len(options.input_path):
         parser.error("--input_path: each channel needs a name of its own, as in train=s3://... val=s3://...")
-    given = dict(options.hyperparams)
-    if len(given) < len(options.hyperparams):
-        parser.error("--hyperparams: a name is given twice; put lists, such as of callbacks, into a YAML file in app/")
+    given = parser.last_values(options.hyperparams)
     defaults = DEVICE_HYPERPARAMS | ({} if "config" in given else DEFAULT_HYPERPARAMS)
     removed = [name for name, value in given.items() if value == "null" and name in defaults]
     options.hyperparams = {name: value for name, value in (defaults | given).items() if name not in removed}

@@ -24,6 +24,16 @@ class Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         exit_with(f"{message.removeprefix('argument ')}; see --help", 2)
 
+    def last_values(self, pairs: list[tuple[str, str]]) -> dict[str, str]:
+        """Returns the last value of each name, and rejects a repeated NAME+=value, which appends to a list."""
+        names = [name for name, _ in pairs]
+        for name in names:
+            if name.endswith("+") and names.count(name) > 1:
+                self.error(
+                    f"--hyperparams {name}: given twice; put lists into a YAML file in app/, and pass config=FILE"
+                )
+        return dict(pairs)
+
 
 def key_value(text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")

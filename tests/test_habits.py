@@ -57,6 +57,7 @@ def test_a_module_that_saves_a_part_of_its_weights_is_trained_and_resumed(tmp_pa
     assert {"layer.weight", "frozen.weight"} <= model_of(tmp_path).keys()
 
 
+@pytest.mark.slow
 def test_lazy_and_compiled_layers_are_trained_resumed_and_exported_by_their_names(tmp_path):
     options = ("--model=habits.Lazy", STATEFUL, "--trainer.max_epochs=2", EVERY_3_STEPS)
     interrupt(*options, cwd=tmp_path, step=7)
@@ -107,6 +108,7 @@ def test_a_tilde_is_the_home_folder(tmp_path):
     assert not (tmp_path / "~").exists()
 
 
+@pytest.mark.slow
 def test_a_found_learning_rate_is_kept_when_a_run_resumes(tmp_path):
     finder = ("--trainer.callbacks+=LearningRateFinder", "--trainer.callbacks.num_training_steps=8")
     options = ("--model=habits.Adjustable", STATEFUL, "--trainer.max_epochs=2", EVERY_3_STEPS, *finder)
@@ -118,6 +120,7 @@ def test_a_found_learning_rate_is_kept_when_a_run_resumes(tmp_path):
     assert differences(tmp_path / "one", tmp_path / "two") == []
 
 
+@pytest.mark.slow
 def test_a_run_with_an_accumulation_schedule_resumes_bit_exactly(tmp_path):
     schedule = ("--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.callbacks.scheduling={1: 2}")
     options = (*TENSOR, "--trainer.max_epochs=3", EVERY_3_STEPS, *schedule)
@@ -129,6 +132,7 @@ def test_a_run_with_an_accumulation_schedule_resumes_bit_exactly(tmp_path):
     assert differences(tmp_path / "one", tmp_path / "two") == []
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_and_was_killed_in_its_test_only_repeats_the_test(tmp_path):
     stopping = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss")
     best = "--checkpoint.monitor=val/loss"
@@ -139,6 +143,7 @@ def test_a_run_that_stopped_early_and_was_killed_in_its_test_only_repeats_the_te
     assert last_checkpoint(tmp_path / "logs/checkpoints") == newest
 
 
+@pytest.mark.slow
 def test_a_callback_that_does_not_restore_all_of_its_state_is_named(tmp_path):
     averaging = ("--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.5")
     result = train("--model=habits.Adjustable", STATEFUL, "--trainer.max_epochs=2", *averaging, cwd=tmp_path)
@@ -147,6 +152,7 @@ def test_a_callback_that_does_not_restore_all_of_its_state_is_named(tmp_path):
     train(f"--config={config}", "--ckpt_path=none", cwd=tmp_path)  # which jsonargparse alone cannot read
 
 
+@pytest.mark.slow
 def test_a_log_of_many_images_is_not_stored_in_checkpoints(tmp_path):
     result = train("--model=habits.Pictures", STATEFUL, "--trainer.max_epochs=3", cwd=tmp_path)
     assert last_checkpoint(tmp_path / "logs/checkpoints").stat().st_size < 100_000
@@ -170,7 +176,7 @@ def test_overfitting_uses_the_same_images_in_each_epoch(tmp_path):
         (("--model=habits.BadConstructor", STATEFUL), r"AssertionError: embed_dim must be .*/habits.py, line \d+\)"),
         (("--model=habits.make_network", STATEFUL), "--model=habits.make_network: expected a LightningModule.*"),
         (("--config=s3://my-bucket/config.yaml",), ".*s3.*"),
-        (("--model=imports_lightning.Net", STATEFUL), ".*No module named 'lightning': import pytorch_lightning.*"),
+        (("--model=imports_lightning.Net", STATEFUL), ".*No module named 'lightning'; import pytorch_lightning.*"),
     ],
 )
 def test_a_mistake_of_the_project_is_one_line(tmp_path, options, line):

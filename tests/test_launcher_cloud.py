@@ -272,6 +272,7 @@ def test_a_failed_job_ends_the_launcher_with_1_and_one_line(account):
     assert line == "job my-job failed: AlgorithmError: train.py: error: no GPU"
 
 
+@pytest.mark.slow
 def test_without_waiting_the_launcher_says_how_to_follow_and_to_stop_the_job(account):
     account.next_job = {"training_job_status": "InProgress", "secondary_status": "Starting"}
     environment = account.environment | {"AWS_REGION": REGION, "AWS_DEFAULT_REGION": "us-west-2"}

@@ -214,9 +214,9 @@ def test_values_of_the_estimator_have_the_types_of_json(text, value):
 @pytest.mark.parametrize(
     "args, line",
     [
-        ("--hyperparams trainer.callbacks+=A trainer.callbacks+=B", "--hyperparams: a name is given twice"),
-        ("--input_path a#b", "a#b: expected a path without #"),
-        ("--output_path a$b", r"a\$b: expected a path without #"),
+        ("--hyperparams trainer.callbacks+=A trainer.callbacks+=B", "--hyperparams trainer.callbacks\\+: given twice"),
+        ("--input_path a#b", "a#b: paths must not contain #"),
+        ("--output_path a$b", r"a\$b: paths must not contain #"),
         ("--instance_type=local --hyperparams trainer.accelerator=cuda", "--instance_type=local has no GPU for"),
     ],
 )

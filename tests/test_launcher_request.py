@@ -305,7 +305,7 @@ MISTAKES = {
     "--role=arn:aws:iam::1:role/x": "RoleArn=arn:aws:iam::1:role/x: (has size|expected the pattern)",
     "--max_retry=31": "RetryStrategy.MaximumRetryAttempts=31: has size 31, expected 1 to 30",
     "--spot_instances --max_wait=3600": "--max_wait=3600: requires --spot_instances, and at least --max_run=86400",
-    "--max_wait=90000": "--max_wait=90000: expected --spot_instances",
+    "--max_wait=90000": "--max_wait=90000: requires --spot_instances",
     "--estimator keep_alive_period_in_seconds=99999": "ResourceConfig.KeepAlivePeriodInSeconds=99999: has size",
     "--estimator input_mode=file": "AlgorithmSpecification.TrainingInputMode=file: expected one of ",
     "--estimator subnets=[subnet_1] security_group_ids=[sg-1]": "VpcConfig.Subnets=subnet_1: expected the pattern",

@@ -234,9 +234,8 @@ def test_resuming_with_a_different_batch_size_is_rejected(tmp_path):
         "1 processes, this run has 12 batches per epoch, 1 batches per step, 1 processes: match them, or start from "
         "scratch with --ckpt_path=none"
     )
-    line = (
-        "skipping logs/checkpoints/last-step=16.ckpt: was saved with a different data batch_size; this run replaces it"
-    )
+    line = "skipping logs/checkpoints/last-step=16.ckpt: was saved with a different data batch_size; this run "
+    line += "will replace it"
     assert line in train(*options, cwd=tmp_path).stdout
 
 

@@ -16,6 +16,7 @@ from programs import ROOT
 from scripts import ARCHIVE, UPLOAD, Project
 from tutorial import block
 
+pytestmark = pytest.mark.slow  # they start the AWS CLI several times
 POLICIES = ("execution-role.json", "laptop.json", "optional.json", "trust.json")
 ON_EVERYTHING = {"ecr:GetAuthorizationToken", "sts:GetCallerIdentity", "cloudwatch:PutMetricData"}
 

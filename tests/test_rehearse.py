@@ -49,6 +49,7 @@ def test_ctrl_c_leaves_no_processes_or_files(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_empty_data_folder_is_rejected_before_anything_starts(tmp_path):
     rehearsal = start(f"--input_path={tmp_path}", folder=tmp_path)
     stdout, stderr = rehearsal.communicate(timeout=120)

@@ -197,7 +197,7 @@ def test_a_run_with_a_different_network_or_options_does_not_resume(tmp_path):
     run_and_kill(cwd=tmp_path)
     stdout = run_train_warm(*RUN, "--optimizer.lr=0.1", cwd=tmp_path).stdout
     assert (
-        "skipping logs/checkpoints/last-step=21.ckpt: was saved with a different optimizer lr; this run replaces it"
+        "skipping logs/checkpoints/last-step=21.ckpt: was saved with a different optimizer lr; this run will replace it"
         in stdout
     )
     run_and_kill(cwd=tmp_path)

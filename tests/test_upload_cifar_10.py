@@ -15,6 +15,7 @@ from aws import ACCOUNT, BUCKET, REGION
 from moto.s3.models import s3_backends
 from scripts import ARCHIVE, UPLOAD, Project
 
+pytestmark = pytest.mark.slow  # they start the AWS CLI several times
 FOLDER = f"s3://{BUCKET}/datasets/cifar-10"
 needs_wget = pytest.mark.skipif(not shutil.which("wget"), reason="there is no wget")
 
