@@ -15,6 +15,7 @@ from moto.ecr.models import ecr_backends
 from programs import ROOT
 from scripts import BUILD, PUSH, UPLOAD, URI, Project
 
+pytestmark = pytest.mark.slow  # they start the AWS CLI several times
 FOLDER = f"s3://{BUCKET}/datasets/cifar-10"
 OTHER_ACCOUNT = "222222222222"
 NO_KEYS = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"}
