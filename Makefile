@@ -12,7 +12,7 @@ help:  ## List these commands
 train: .venv/installed  ## Train a ResNet-18 on the CPU, on synthetic images, in about a minute
 	PYTHONPATH=examples/synthetic $(BIN)/python app/train.py --config examples/synthetic/synthetic.yaml
 
-rehearse: .venv/installed-dev  ## Rehearse a spot job on this machine in one minute: launch it, kill one of two hosts, resume
+rehearse: .venv/installed-dev  ## Rehearse a spot job on this machine, in a minute or two: launch it, kill one of two hosts, resume
 	$(BIN)/python tests/rehearse.py
 
 test: .venv/installed-dev  ## Run the fast tests, offline, in less than four minutes
