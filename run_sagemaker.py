@@ -113,7 +113,8 @@ def launch(options: Namespace) -> None:
     if options.is_local and not options.dry_run:
         check_machine(options)
     elif not options.dry_run:
-        session.client("sts").get_caller_identity()  # without credentials, stop before anything is uploaded
+        # Without credentials, stop before anything is uploaded.
+        session.client("sts").get_caller_identity()
     with tempfile.TemporaryDirectory(prefix="sagemaker-", ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
         with start_check(options, APP_DIR, folder / "messages") as check:
@@ -140,7 +141,8 @@ def make_estimator(options: Namespace, session: Any, folder: Path) -> Any:
     """
     if options.dry_run or (options.is_local and "s3://" not in f"{options.input_path} {options.output_path}"):
         os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # no credentials are needed
-    from launcher.sagemaker_sdk import PyTorch, TensorBoardOutputConfig, make_session  # takes seconds to import
+    # The SDK takes seconds to import.
+    from launcher.sagemaker_sdk import PyTorch, TensorBoardOutputConfig, make_session
 
     in_s3 = "://" in (options.checkpoint_path or "").removeprefix("file://")
     log_config = TensorBoardOutputConfig(as_uri(options.log_uri)) if options.log_uri else None
@@ -170,7 +172,8 @@ def make_estimator(options: Namespace, session: Any, folder: Path) -> Any:
     }
     known = {name for base in PyTorch.__mro__ for name in signature(base.__init__).parameters}
     for name, _ in options.estimator:
-        if name not in known - {"instance_groups"}:  # which the SDK would ignore, or needs as objects
+        # The SDK ignores unknown arguments, and needs instance_groups as objects.
+        if name not in known - {"instance_groups"}:
             raise ValueError(f"--estimator {name}: unknown or unsupported argument of the Estimator")
     return PyTorch(**arguments | dict(options.estimator))
 
@@ -202,7 +205,8 @@ def attach_or_stop(options: Namespace, session: Any) -> None:
     else:
         from launcher.sagemaker_sdk import make_session
 
-        session.client("sagemaker").describe_training_job(TrainingJobName=options.attach)  # fails if it does not exist
+        # Fails if there is no such job.
+        session.client("sagemaker").describe_training_job(TrainingJobName=options.attach)
         follow_job(make_session(session), options.attach, options)
 
 

@@ -119,7 +119,8 @@ class CIFAR10DataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         split = "train" if self.trainer.training else "test" if self.trainer.testing else "val"
         images, labels = self.gather(split, batch, self.trainer.current_epoch)
-        return self.trainer.precision_plugin.convert_input(images), labels  # to the type of --trainer.precision
+        # The images get the type of --trainer.precision.
+        return self.trainer.precision_plugin.convert_input(images), labels
 
     def gather(self, split: str, indices: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """Returns images and labels of a split on the device of `indices`; training images as augmented in `epoch`."""

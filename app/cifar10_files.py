@@ -70,7 +70,8 @@ class ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         is_array = module.startswith("numpy") and name in ("_reconstruct", "ndarray", "dtype")
-        if not is_array and (module, name) != ("_codecs", "encode"):  # which Python 3 uses for bytes
+        # Python 3 writes bytes with _codecs.encode.
+        if not is_array and (module, name) != ("_codecs", "encode"):
             raise pickle.UnpicklingError(f"contains {module}.{name}, expected arrays and labels only")
         return super().find_class(module, name)
 

@@ -55,7 +55,8 @@ class SageMakerEnvironment(LightningEnvironment):
 
     @property
     def main_port(self) -> int:
-        return int(os.environ.get("MASTER_PORT", 29500))  # Lightning's random port would differ from host to host
+        # Lightning's random port would differ from host to host.
+        return int(os.environ.get("MASTER_PORT", 29500))
 
     def node_rank(self) -> int:
         return self.hosts.index(os.environ["SM_CURRENT_HOST"])
@@ -107,7 +108,8 @@ def checkpoint_dir() -> str | None:
     if config.is_file():
         return json.loads(config.read_text()).get("LocalPath", "/opt/ml/checkpoints")
     path = Path(model_dir()).with_name("checkpoints")
-    is_local = os.environ.get("SM_CURRENT_INSTANCE_TYPE", "local").startswith("local")  # which has no such file
+    # Local mode has no such file.
+    is_local = os.environ.get("SM_CURRENT_INSTANCE_TYPE", "local").startswith("local")
     return str(path) if is_local and path.is_dir() else None
 
 

@@ -119,7 +119,8 @@ def start_check(options: Any, app_dir: Path, messages_file: Path) -> subprocess.
         app_dir: Folder of train.py.
         messages_file: Where train.py writes its messages, a JSON object with `level` and `message` per line.
     """
-    arguments = [f"--{key}={value}" for key, value in sorted(options.hyperparams.items())]  # in the toolkit's order
+    # Sorted, as the toolkit passes them.
+    arguments = [f"--{key}={value}" for key, value in sorted(options.hyperparams.items())]
     command = [sys.executable, "train.py", *arguments, "--print_config"]
     environment = os.environ | CONTAINER | {"TRAIN_MESSAGES_FILE": str(messages_file)}
     environment.pop("PYTHONPATH", None)

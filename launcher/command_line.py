@@ -17,7 +17,8 @@ HINTS = {
     "ResourceLimitExceeded": "request a higher quota in the AWS console, under Service Quotas, or wait for other jobs",
     "CapacityError": "no capacity for this instance type: try later, or a different type or region, or without spot",
 }
-BOOLEAN = {"type": yaml.safe_load, "choices": (True, False), "nargs": "?", "const": True}  # --wait or --wait=false
+# Allows both --wait and --wait=false.
+BOOLEAN = {"type": yaml.safe_load, "choices": (True, False), "nargs": "?", "const": True}
 
 
 class Parser(ArgumentParser):
@@ -82,7 +83,8 @@ def one_line_errors(code: int = 2) -> Iterator[None]:
 
 def exit_on_signals() -> None:
     """Makes SIGINT, SIGTERM and SIGHUP end the program with 128 + the signal's number, after it has cleaned up."""
-    signals = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # Windows has no SIGHUP
+    # Windows has no SIGHUP.
+    signals = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
 
     def stop(signum: int, frame: FrameType | None) -> NoReturn:
         for other in signals:

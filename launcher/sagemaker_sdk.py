@@ -80,7 +80,8 @@ class Containers(image._SageMakerContainer):
             folder = Path(self.checkpoint_path.removeprefix("file://")).absolute()
             service["volumes"].append(f"{folder}:/opt/ml/checkpoints")
         for volume in service["volumes"]:
-            Path(volume.split(":")[0]).mkdir(parents=True, exist_ok=True)  # otherwise Docker creates it, owned by root
+            # Otherwise Docker creates it, owned by root.
+            Path(volume.split(":")[0]).mkdir(parents=True, exist_ok=True)
         # More threads than cores would wait for each other.
         num_threads = max(1, os.cpu_count() // self.instance_count)
         # A container that lost its peer need not wait for SIGTERM: Compose stops all of them. And its user, who may not

@@ -108,28 +108,25 @@ def test_a_tilde_is_the_home_folder(tmp_path):
     assert not (tmp_path / "~").exists()
 
 
-@pytest.mark.slow
-def test_a_found_learning_rate_is_kept_when_a_run_resumes(tmp_path):
-    finder = ("--trainer.callbacks+=LearningRateFinder", "--trainer.callbacks.num_training_steps=8")
-    options = ("--model=habits.Adjustable", STATEFUL, "--trainer.max_epochs=2", EVERY_3_STEPS, *finder)
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
-    train(*options, cwd=tmp_path / "one")
-    interrupt(*options, cwd=tmp_path / "two", step=17)
-    train(*options, cwd=tmp_path / "two")
-    assert differences(tmp_path / "one", tmp_path / "two") == []
+FINDER = ("--trainer.callbacks+=LearningRateFinder", "--trainer.callbacks.num_training_steps=8")
+SCHEDULE = ("--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.callbacks.scheduling={1: 2}")
 
 
 @pytest.mark.slow
-def test_a_run_with_an_accumulation_schedule_resumes_bit_exactly(tmp_path):
-    schedule = ("--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.callbacks.scheduling={1: 2}")
-    options = (*TENSOR, "--trainer.max_epochs=3", EVERY_3_STEPS, *schedule)
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
-    train(*options, cwd=tmp_path / "one")
-    interrupt(*options, cwd=tmp_path / "two", step=13)
-    train(*options, cwd=tmp_path / "two")
-    assert differences(tmp_path / "one", tmp_path / "two") == []
+@pytest.mark.parametrize(
+    "callback, step",
+    [((*FINDER, "--model=habits.Adjustable"), 17), ((*SCHEDULE, "--model=projects.ReturnsTensor"), 13)],
+    ids=["learning rate that was found", "accumulation schedule"],
+)
+def test_a_run_with_a_callback_that_changes_the_training_resumes_bit_exactly(tmp_path, callback, step):
+    options = (STATEFUL, "--trainer.max_epochs=3", EVERY_3_STEPS, *callback)
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    train(*options, cwd=one)
+    interrupt(*options, cwd=two, step=step)
+    assert "resuming from" in train(*options, cwd=two).stdout
+    assert differences(one, two) == []
 
 
 @pytest.mark.slow

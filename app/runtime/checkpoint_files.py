@@ -93,7 +93,8 @@ class CheckpointFiles(TorchCheckpointIO):
         for partial in self.folder.glob(f"*.ckpt.*{PARTIAL}"):  # of a run that was killed
             partial.unlink(missing_ok=True)
         for other, since in list(self._superseded.items()):
-            is_uploading = Path(f"{other}.sagemaker-uploading").exists() > Path(f"{other}.sagemaker-uploaded").exists()
+            has_started, has_ended = (Path(f"{other}.sagemaker-{name}").exists() for name in ("uploading", "uploaded"))
+            is_uploading = has_started and not has_ended
             is_old = time.monotonic() - since >= SECONDS_BEFORE_DELETION
             if not in_sagemaker() or (is_old and not is_uploading):
                 other.unlink(missing_ok=True)

@@ -192,7 +192,8 @@ class CLI(LightningCLI):
             if directory:
                 check_writable(directory)
         trainer = self.trainer
-        if self.resume and trainer.node_rank == trainer.local_rank == 0:  # Lightning has no global rank yet
+        # Lightning has no global rank yet.
+        if self.resume and trainer.node_rank == trainer.local_rank == 0:
             self.resume.find(trainer, self.model, self.config.ckpt_path)
         if trainer.local_rank == 0 and hasattr(self.datamodule, "check_before_training"):
             self.datamodule.check_before_training()

@@ -33,7 +33,8 @@ def one_line_errors() -> Iterator[None]:
         exit_with(error, 2)
     except CoordinatedExit as error:
         if local_rank():
-            sys.exit(0)  # if another rank of this host fails first, Lightning kills local rank 0, which reports
+            # If another rank of this host fails first, Lightning kills local rank 0, which reports.
+            sys.exit(0)
         reason, code = error.args
         exit_with(reason, code, STOPPED if code > 128 else None)
     except KeyboardInterrupt:  # before there is anything to save

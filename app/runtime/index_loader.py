@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-ORDER = 0  # the random stream of the shuffling; with the same seed, other numbers are free for other purposes
+# The random stream of the shuffling; with the same seed, other numbers are free for other purposes.
+ORDER = 0
 
 
 def seeded_generator(*key: int) -> torch.Generator:
@@ -66,7 +67,8 @@ class IndexLoader:
         last_start = (len(self) - 1) * self.global_batch_size
         for start in range(self._start, last_start + 1, self.global_batch_size):
             stop = len(order) if start == last_start else start + self.global_batch_size
-            self._position = stop if stop < len(order) else self.num_samples  # samples left out count as done
+            # Samples left out count as done.
+            self._position = stop if stop < len(order) else self.num_samples
             yield order[start:stop].tensor_split(self.world_size)[self.rank]
         self._start = 0
 

@@ -15,7 +15,8 @@ class Parser(LightningArgumentParser):
     """A LightningArgumentParser with errors of one line, which name the option, the value, and what is allowed."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        while str(ex).startswith("Does not validate") and ex.__cause__:  # jsonargparse around our own line
+        # jsonargparse wraps our own line.
+        while str(ex).startswith("Does not validate") and ex.__cause__:
             ex = message = ex.__cause__
         options = re.findall(r"^  --([\w.]+)", self.format_help(), re.MULTILINE)
         # Not an exception, which the parser of a class around this one would take for one of several reasons.

@@ -102,7 +102,8 @@ def loaders_are_stateful(trainer: Trainer) -> bool:
         is_reproducible = not any(isinstance(sampler, NON_REPRODUCIBLE_SAMPLERS) for sampler in samplers)
         if not (is_reproducible and isinstance(loader, _Stateful)):
             return False
-    return trainer.num_training_batches != float("inf")  # without a length Lightning fetches a batch in advance
+    # Without a length Lightning fetches a batch in advance.
+    return trainer.num_training_batches != float("inf")
 
 
 def is_resumable_point(trainer: Trainer) -> bool:
@@ -133,10 +134,12 @@ def restore_loop_state(
     loop._restarting = False  # otherwise ReduceLROnPlateau does not step at the end of the epoch
     if not is_between_steps or not num_batches_done(trainer):
         loop.epoch_loop._restarting = False  # otherwise the first batch of the epoch is skipped
-    trainer._logger_connector._callback_metrics.update(metrics)  # for callbacks that monitor before a validation
+    # Callbacks may monitor these before the next validation.
+    trainer._logger_connector._callback_metrics.update(metrics)
     if is_between_steps:
         for loader, state in zip(loaders(trainer), states or [None] * len(loaders(trainer)), strict=True):
-            _set_sampler_epoch(loader, trainer.current_epoch)  # Lightning does it after the iterator is made
+            # Lightning does it after the iterator is made.
+            _set_sampler_epoch(loader, trainer.current_epoch)
             if state is not None:
                 loader.load_state_dict(state)
         if trainer.num_training_batches != float("inf"):  # otherwise a prefetched batch is lost
@@ -199,7 +202,8 @@ def metrics(module: LightningModule) -> dict[str, Metric]:
     """Returns the torchmetrics of a module by name, each with a state of its own."""
     for part in module.modules():
         if isinstance(part, MetricCollection):
-            part.values(copy_state=True)  # metrics of a compute group share the state of the first of them
+            # The metrics of a compute group share the state of the first of them.
+            part.values(copy_state=True)
     return {name: part for name, part in module.named_modules() if isinstance(part, Metric)}
 
 

@@ -9,7 +9,8 @@ from pytorch_lightning.callbacks import Checkpoint, LearningRateMonitor
 from runtime.private_lightning import loaders
 
 
-class Report(Checkpoint):  # as Lightning calls these after the module's own hooks, where many modules log
+# A Checkpoint, because Lightning calls those after the module's own hooks, where many modules log.
+class Report(Checkpoint):
     """Logs the throughput of each epoch, and prints the training processes and, if asked to, each epoch's metrics.
 
     The throughput, of all processes without the time of validation, is logged as `samples_per_second` if all training
@@ -85,7 +86,8 @@ def num_samples_per_batch(trainer: Trainer) -> int:
     """Returns the samples of a batch on all ranks together, or 0 if a loader has no batch size."""
     sizes = []
     for loader in loaders(trainer):
-        parts = loader, getattr(loader, "batch_sampler", None)  # where Lightning moves the size for several processes
+        # Lightning moves the batch size there for several processes.
+        parts = loader, getattr(loader, "batch_sampler", None)
         batch_size = max(getattr(part, "batch_size", 0) or 0 for part in parts)
         sizes.append(getattr(loader, "global_batch_size", batch_size * trainer.world_size))
     return sum(sizes) if all(sizes) else 0

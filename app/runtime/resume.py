@@ -173,7 +173,8 @@ class Resume(callbacks.Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if not private_lightning.loaders(trainer):
-            return  # a copy that LearningRateFinder or BatchSizeFinder saves before training, and loads
+            # LearningRateFinder and BatchSizeFinder save and load such a copy before training.
+            return
         loggers = trainer.loggers if trainer.is_global_zero else []
         checkpoint["resume"] = {
             "is_between_steps": self._is_between_steps,
@@ -226,7 +227,8 @@ class StopSignal:
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait for the step's end
+        # A second Ctrl-C does not wait for the step's end.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def all_reduce(self, trainer: Trainer, is_late: bool = False) -> tuple[int, bool]:
         """Returns the signal that any rank has received, or 0, and whether a checkpoint is late by any rank's clock."""
