@@ -178,18 +178,18 @@ def may(*actions: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_missing_permission_is_told_with_the_list_of_all(account):
+def test_a_missing_permission_names_the_policies_to_attach(account):
     newcomer = account.person("newcomer", may("sts:*", "s3:*"))
     with account.enforce_policies():
         line = error_line(environment=newcomer)
-    assert re.match(".*(AccessDenied|not authorized).*CreateTrainingJob.*; docker/policies lists", line)
+    assert re.match(".*(AccessDenied|not authorized).*CreateTrainingJob.*; attach the policies of docker/policies", line)
 
 
 @pytest.mark.slow
 def test_a_quota_that_other_jobs_have_used_up_is_told_with_what_to_do(account):
     account.refusal = ("ResourceLimitExceeded", "The account-level service limit is 2 Instances")
     line = error_line(environment=account.environment)
-    assert re.match(".*ResourceLimitExceeded.* is 2 Instances; ask for a higher quota .*, or wait for other jobs", line)
+    assert re.match(".*ResourceLimitExceeded.* is 2 Instances; request a higher quota .*, or wait for other jobs", line)
 
 
 def test_credentials_are_checked_before_the_upload(account):
