@@ -17,10 +17,12 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from jsonargparse.typing import PositiveInt
+
 from launcher.account import create_session
 from launcher.checks import check_options, check_request, start_check, wait_for_check
 from launcher.command_line import BOOLEAN, Parser, channel, exit_on_signals, key_value, one_line_errors, yaml_key_value
-from launcher.local_mode import as_uri, check_machine, git_commit
+from launcher.local_mode import as_uri, check_machine
 
 # Sent with every job, so that a job whose GPU does not work fails instead of training on the CPU.
 DEVICE_HYPERPARAMS = {"trainer.accelerator": "gpu", "trainer.devices": "-1"}
@@ -34,9 +36,8 @@ DEFAULT_HYPERPARAMS = {
 }
 METRICS = ["train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "images_per_second"]
 APP_DIR = Path(__file__).resolve().parent / "app"
-NOT_CODE = shutil.ignore_patterns(
-    ".*", "__pycache__", "logs", "output", "*.ckpt"
-)  # may be data, results or credentials
+# May be data, results or credentials.
+NOT_CODE = shutil.ignore_patterns(".*", "__pycache__", "logs", "output", "*.ckpt")
 LOG_DIR = "/opt/ml/output/tensorboard"  # SageMaker copies this folder to S3 during the job
 
 
@@ -61,7 +62,7 @@ def read_options(args: list[str] | None = None) -> Namespace:
 
     add = parser.add_argument_group("containers", "Example: --instance_type=local --instance_count=4").add_argument
     add("--instance_type", default="local_gpu", help="ml.*; local or local_gpu for local mode (default: local_gpu).")
-    add("--instance_count", type=int, default=1, help="Number of instances or local containers (default: 1).")
+    add("--instance_count", type=PositiveInt, default=1, help="Number of instances or local containers (default: 1).")
     add("--image_uri", default="sagemaker-tutorial", help="Local name, or URI in ECR (default: sagemaker-tutorial).")
     add("--environment", **key_values, help="Environment variables; visible to anyone who may describe the job.")
 
@@ -73,8 +74,7 @@ def read_options(args: list[str] | None = None) -> Namespace:
     add("--spot_instances", **BOOLEAN, default=False, help="Use spot instances; set --checkpoint_path as well.")
     add("--max_wait", type=int, help="Seconds of waiting for spot instances plus training (default: --max_run).")
     add("--max_retry", type=int, help="Retries after an internal error of SageMaker, from 1 to 30 (default: none).")
-    estimator = key_values | {"type": yaml_key_value}
-    add("--estimator", **estimator, help="Other arguments of the SDK's Estimator, as YAML, such as volume_size=100.")
+    add("--estimator", **key_values | {"type": yaml_key_value}, help="Other arguments of the Estimator, as YAML.")
 
     add = parser.add_argument_group("monitoring", "Example: --metrics train_loss val_acc").add_argument
     names = {"nargs": "*", "action": "extend", "metavar": "NAME"}
@@ -117,9 +117,9 @@ def launch(options: Namespace) -> None:
         session.client("sts").get_caller_identity()
     with tempfile.TemporaryDirectory(prefix="sagemaker-", ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
-        with start_check(options, APP_DIR, folder / "messages") as check:
+        with start_check(options, APP_DIR) as check:
             estimator = make_estimator(options, session, folder)
-            wait_for_check(check, folder / "messages")
+            wait_for_check(check)
         if options.dry_run or not options.is_local:
             check_request(estimator, inputs(options), options)
         if options.dry_run:
@@ -145,6 +145,8 @@ def make_estimator(options: Namespace, session: Any, folder: Path) -> Any:
     from launcher.sagemaker_sdk import PyTorch, TensorBoardOutputConfig, make_session
 
     in_s3 = "://" in (options.checkpoint_path or "").removeprefix("file://")
+    # Finds `name=value`, but not `other/name=value`.
+    metrics = [{"Name": name, "Regex": rf"(?:^|\s){re.escape(name)}=([-+.\deE]+)"} for name in options.metrics]
     log_config = TensorBoardOutputConfig(as_uri(options.log_uri)) if options.log_uri else None
     arguments = {
         "entry_point": "train.py",
@@ -156,8 +158,8 @@ def make_estimator(options: Namespace, session: Any, folder: Path) -> Any:
         "output_path": as_uri(options.output_path),
         "checkpoint_s3_uri": as_uri(options.checkpoint_path, "/") if in_s3 else None,
         "hyperparameters": dict(options.hyperparams),  # to which the SDK adds its own
-        "metric_definitions": [{"Name": name, "Regex": metric_regex(name)} for name in options.metrics],
-        "environment": git_commit(APP_DIR) | dict(options.environment),
+        "metric_definitions": metrics,
+        "environment": dict(options.environment),
         "max_run": options.max_run,
         "use_spot_instances": options.spot_instances,
         "max_wait": options.max_wait or (options.max_run if options.spot_instances else None),
@@ -181,11 +183,6 @@ def make_estimator(options: Namespace, session: Any, folder: Path) -> Any:
 def inputs(options: Namespace) -> dict[str, str]:
     """Returns the URIs of the channels; NAME becomes /opt/ml/input/data/NAME, and SM_CHANNEL_NAME, in containers."""
     return {name: as_uri(path, "/") for name, path in options.channels.items()}
-
-
-def metric_regex(name: str) -> str:
-    """Returns a regular expression that finds the metric in lines of `name=value`, but not in `other/name=value`."""
-    return rf"(?:^|\s){re.escape(name)}=([-+.\deE]+)"
 
 
 def train_locally(estimator: Any, options: Namespace) -> None:
@@ -217,8 +214,7 @@ def follow_job(session: Any, job_name: str, options: Namespace) -> None:
     command = f"python run_sagemaker.py --region={session.boto_region_name}"
     command += f" --profile={options.profile}" if options.profile else ""
     print(f"job {job_name} runs independently of this command. Follow it, or stop it:")
-    print(f"  {command} --attach={job_name}")
-    print(f"  {command} --stop={job_name}", flush=True)
+    print(f"  {command} --attach={job_name}\n  {command} --stop={job_name}", flush=True)
     if options.wait:
         with one_line_errors(code=1):
             show_log(session, job_name)

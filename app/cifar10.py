@@ -26,7 +26,6 @@ class CIFAR10DataModule(LightningDataModule):
         val_split: Number of training images held out for validation, from 0 to 49,999.
         augment: Pad training images with black, crop them at random positions, and flip half of them horizontally.
         padding: Pixels of padding on each side; 4 in He et al. 2015, section 4.2, less for short trainings.
-        alternate_flips: Flip each image in every other epoch instead of at random (Jordan 2024, arXiv 2404.00498).
         seed: Seed of the validation split, the shuffling, the crops and the flips, at least 0.
         verify: Accept only an archive with CIFAR-10's official MD5 checksum.
         url: Address from which a missing archive is downloaded.
@@ -48,7 +47,6 @@ class CIFAR10DataModule(LightningDataModule):
         val_split: NonNegativeInt = 10000,
         augment: bool = True,
         padding: NonNegativeInt = 4,
-        alternate_flips: bool = False,
         seed: NonNegativeInt = 0,
         verify: bool = True,
         url: str = URL,
@@ -57,7 +55,8 @@ class CIFAR10DataModule(LightningDataModule):
         self.data_dir = Path(data_dir).expanduser()
         self.url = url
         self.verify = verify
-        self.augment, self.padding, self.alternate_flips = augment, padding, alternate_flips
+        self.augment = augment
+        self.padding = padding
         self.batch_size = batch_size
         self.val_split = val_split
         self.seed = seed
@@ -79,7 +78,7 @@ class CIFAR10DataModule(LightningDataModule):
         if self.num_samples:
             return
         images, labels, num_test = self.read()
-        check_images(images, labels, self.num_classes, self.mean, self.std)
+        check_images(images, labels, len(self.mean))
         num_train = len(images) - num_test
         if self.val_split >= num_train:
             raise ValueError(f"val_split={self.val_split}: expected less than the {num_train} images for training")
@@ -128,7 +127,10 @@ class CIFAR10DataModule(LightningDataModule):
             self.tensors = {name: tensor.to(indices.device) for name, tensor in self.tensors.items()}
         images = self.tensors[f"{split}_images"]
         if split == "train" and self.augment:
-            flip, top, left = self.augmentation(epoch)[:, indices]
+            if epoch != self.augmented_epoch:
+                self.tensors["augmentation"] = self.draw_augmentation(epoch).to(indices.device)
+                self.augmented_epoch = epoch
+            flip, top, left = self.tensors["augmentation"][:, indices]
             height, width = (size - 2 * self.padding for size in images.shape[-2:])
             crops = images.unfold(3, height, 1).unfold(4, width, 1)
             images = crops[flip, indices, :, top, left]
@@ -137,18 +139,12 @@ class CIFAR10DataModule(LightningDataModule):
         images = images.float().sub_(self.tensors["mean"]).div_(self.tensors["std"])
         return images, self.tensors[f"{split}_labels"][indices]
 
-    def augmentation(self, epoch: int) -> Tensor:
+    def draw_augmentation(self, epoch: int) -> Tensor:
         """Returns flip, top and left [3, num_train] of an epoch; they do not depend on the number of processes."""
-        if epoch != self.augmented_epoch:
-            rng = seeded_generator(self.seed, AUGMENTATION, epoch)
-            num_samples = self.num_samples["train"]
-            num_offsets = 2 * self.padding + 1
-            flip = torch.randint(2, (num_samples,), generator=rng)
-            top = torch.randint(num_offsets, (num_samples,), generator=rng)
-            left = torch.randint(num_offsets, (num_samples,), generator=rng)
-            if self.alternate_flips:
-                flip_at_first = torch.randint(2, (num_samples,), generator=seeded_generator(self.seed, AUGMENTATION))
-                flip = (flip_at_first + epoch) % 2
-            self.tensors["augmentation"] = torch.stack([flip, top, left]).to(self.tensors["mean"].device)
-            self.augmented_epoch = epoch
-        return self.tensors["augmentation"]
+        rng = seeded_generator(self.seed, AUGMENTATION, epoch)
+        shape = (self.num_samples["train"],)
+        num_offsets = 2 * self.padding + 1
+        flip = torch.randint(2, shape, generator=rng)
+        top = torch.randint(num_offsets, shape, generator=rng)
+        left = torch.randint(num_offsets, shape, generator=rng)
+        return torch.stack([flip, top, left])

@@ -1,76 +1,35 @@
 """SageMaker's training environment: the hosts of a job for Lightning, its folders, and its failure file.
 
-This file needs only Lightning; copy it into other projects:
+This file needs no other package; copy it into other projects:
 
-    from sagemaker_env import SageMakerEnvironment
+    from sagemaker_env import hosts, in_sagemaker, set_up_hosts
 
-    plugins = [SageMakerEnvironment()] if SageMakerEnvironment.detect() else []
-    trainer = Trainer(plugins=plugins, num_nodes=..., devices=...)
+    if in_sagemaker():
+        set_up_hosts()
+    trainer = Trainer(num_nodes=len(hosts()) if in_sagemaker() else 1, ...)
 """
 
 import contextlib
 import json
 import os
-import socket
-import time
 from pathlib import Path
-
-from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
 # Tags at the start of the failure file, which docker/entrypoint.py reads.
 PEER_LOST = "PeerLost"
 STOPPED = "Stopped"
 
 
-class SageMakerEnvironment(LightningEnvironment):
-    """The hosts of a SageMaker training job, one container each.
+def set_up_hosts() -> None:
+    """Sets the environment variables by which Lightning, NCCL and gloo find the other hosts, unless they are set.
 
-    Args:
-        timeout: Seconds to wait for the names of all hosts to resolve.
-
-    Raises:
-        TimeoutError: If the name of a host does not resolve in that time.
+    torch itself waits for a host whose name does not resolve yet.
     """
-
-    def __init__(self, timeout: float = 300.0):
-        super().__init__()
-        self.hosts = hosts()
-        if interface := os.environ.get("SM_NETWORK_INTERFACE_NAME"):
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-        deadline = time.monotonic() + timeout
-        for host in self.hosts:
-            while not can_resolve(host):  # DNS can lag behind the start of a host
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"host {host} of {', '.join(self.hosts)} did not resolve within {timeout:g} s")
-                time.sleep(1)
-
-    @staticmethod
-    def detect() -> bool:
-        return in_sagemaker() and not TorchElasticEnvironment.detect()
-
-    @property
-    def main_address(self) -> str:
-        return self.hosts[0]
-
-    @property
-    def main_port(self) -> int:
-        # Lightning's random port would differ from host to host.
-        return int(os.environ.get("MASTER_PORT", 29500))
-
-    def node_rank(self) -> int:
-        return self.hosts.index(os.environ["SM_CURRENT_HOST"])
-
-    def validate_settings(self, num_devices: int, num_nodes: int) -> None:
-        if num_nodes != len(self.hosts):
-            raise ValueError(f"--trainer.num_nodes={num_nodes}: the SageMaker job has {len(self.hosts)} hosts")
-
-
-def can_resolve(host: str) -> bool:
-    try:
-        return bool(socket.gethostbyname(host))
-    except OSError:
-        return False
+    os.environ.setdefault("NODE_RANK", str(hosts().index(os.environ["SM_CURRENT_HOST"])))
+    os.environ.setdefault("MASTER_ADDR", hosts()[0])
+    os.environ.setdefault("MASTER_PORT", "29500")  # Lightning's random port would differ from host to host
+    if interface := os.environ.get("SM_NETWORK_INTERFACE_NAME"):
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def in_sagemaker() -> bool:

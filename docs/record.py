@@ -27,6 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 ROOT = Path(__file__).parents[1]
 SYNTHETIC = "python app/train.py --config examples/synthetic/synthetic.yaml --trainer.max_epochs=2"
+FAST = "python app/train.py --config examples/fast/fast.yaml --trainer.precision=bf16-mixed --data.val_split=5000"
 KILLED_AFTER = 73  # steps; an epoch has 47
 PACKAGES = ("torch", "torchvision", "pytorch-lightning")
 
@@ -139,7 +140,7 @@ def hardware() -> str:
 
 RECORDINGS = {
     "defaults": (learning_curve, "python app/train.py"),
-    "fast": (learning_curve, "python app/train.py --config examples/fast/fast.yaml --data.val_split=5000"),
+    "fast": (learning_curve, FAST),
     "interruption": (
         interruption,
         f"{SYNTHETIC} --trainer.log_every_n_steps=1 --logger.flush_secs=1 --resume.every_n_steps=16",

@@ -12,8 +12,8 @@ def create_session(options: Any) -> Any:
     """
     import boto3
 
-    region = options.region or os.environ.get("AWS_REGION")  # which boto3 does not read
-    region = region or boto3.Session(profile_name=options.profile).region_name
+    configured = boto3.Session(profile_name=options.profile).region_name
+    region = options.region or os.environ.get("AWS_REGION") or configured  # boto3 does not read AWS_REGION
     if not (region or options.is_local or options.dry_run):
         raise ValueError("no AWS region is configured; pass --region, or set AWS_REGION")
     return boto3.Session(profile_name=options.profile, region_name=region or "us-east-1")

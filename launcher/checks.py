@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,21 +19,17 @@ def check_options(options: Any) -> None:
     """Raises ValueError for mistakes that AWS or Docker miss, report unclearly, or report once the job is billed."""
     if options.is_local and options.log_uri:
         raise ValueError(f"--hyperparams logger.save_dir={options.log_uri}: only jobs in the cloud can log to S3")
-    if not options.is_local:
-        check_cloud_options(options)
+    if not (options.is_local or options.instance_type.startswith("ml.")):
+        raise ValueError(f"--instance_type={options.instance_type}: expected local, local_gpu, or an ml.* type")
     accelerator = options.hyperparams.get("trainer.accelerator")
     has_gpu = options.instance_type == "local_gpu" or re.match(r"ml\.[gp][a-z]*\d", options.instance_type)
     if accelerator in ("gpu", "cuda") and not has_gpu:
-        reason = f"--instance_type={options.instance_type} has no GPU for trainer.accelerator={accelerator}"
-        raise ValueError(f"{reason}; {USE_CPU}")
+        raise ValueError(f"--instance_type={options.instance_type} has no GPU; {USE_CPU}")
     for path in [*options.channels.values(), options.output_path, options.checkpoint_path or ""]:
         if re.search(r"[#?$]", path):
             raise ValueError(f"{path}: paths must not contain #, ? or $, which Docker and the SDK misread")
-
-
-def check_cloud_options(options: Any) -> None:
-    if not options.instance_type.startswith("ml."):
-        raise ValueError(f"--instance_type={options.instance_type}: expected local, local_gpu, or an ml.* type")
+    if options.is_local:
+        return
     if "/" not in options.image_uri:
         raise ValueError(f"--image_uri={options.image_uri}: expected an image in ECR, such as $(docker/image-uri.sh)")
     if not (options.role or "").startswith("arn:"):  # the SDK would ask AWS for the ARN of a name
@@ -54,8 +49,6 @@ def check_request(estimator: Any, inputs: dict[str, str], options: Any) -> None:
         print(cost(request), file=sys.stderr if options.dry_run else sys.stdout)
     if options.dry_run:
         print(json.dumps(request, indent=2))
-        words = [word for name, value in sorted(options.hyperparams.items()) for word in (f"--{name}", value)]
-        print(f"\nEach container runs:\npython -- train.py {shlex.join(words)}", file=sys.stderr)
 
 
 def check_rules(request: dict[str, Any]) -> None:
@@ -69,8 +62,6 @@ def check_rules(request: dict[str, Any]) -> None:
         raise ValueError(report.generate_report())
     for violation in violations(request, shape):
         raise ValueError(violation)
-    if request["ResourceConfig"]["InstanceCount"] < 1:
-        raise ValueError("--instance_count: expected 1 or more")
     max_run = request["StoppingCondition"]["MaxRuntimeInSeconds"]
     max_wait = request["StoppingCondition"].get("MaxWaitTimeInSeconds")
     if max_wait and not (request.get("EnableManagedSpotTraining") and max_wait >= max_run):
@@ -111,32 +102,24 @@ def cost(request: dict[str, Any]) -> str:
     return f"uses at most {hours:g} instance-hours, and {quota}"
 
 
-def start_check(options: Any, app_dir: Path, messages_file: Path) -> subprocess.Popen:
+def start_check(options: Any, app_dir: Path) -> subprocess.Popen:
     """Starts train.py as in a container, only to check its options, while the SDK is being imported.
 
-    Args:
-        options: Those of the launcher. The check has the job's environment variables, and no PYTHONPATH but theirs.
-        app_dir: Folder of train.py.
-        messages_file: Where train.py writes its messages, a JSON object with `level` and `message` per line.
+    It has the environment variables of the job, and no PYTHONPATH but theirs.
     """
     # Sorted, as the toolkit passes them.
     arguments = [f"--{key}={value}" for key, value in sorted(options.hyperparams.items())]
     command = [sys.executable, "train.py", *arguments, "--print_config"]
-    environment = os.environ | CONTAINER | {"TRAIN_MESSAGES_FILE": str(messages_file)}
-    environment.pop("PYTHONPATH", None)
-    environment |= dict(options.environment)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= CONTAINER | dict(options.environment)
     environment |= {f"SM_CHANNEL_{name.upper()}": f"/opt/ml/input/data/{name}" for name in options.channels}
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=app_dir, env=environment, **output)
 
 
-def wait_for_check(check: subprocess.Popen, messages_file: Path) -> None:
-    """Prints the warnings of train.py; raises ValueError with its error if it rejects the options."""
+def wait_for_check(check: subprocess.Popen) -> None:
+    """Raises ValueError with the last line of train.py's stderr if it rejects the options; else prints its stderr."""
     stderr = check.communicate()[1]
-    text = messages_file.read_text() if messages_file.exists() else ""
-    messages = [json.loads(line) for line in text.splitlines()]
     if check.returncode:
-        errors = [each["message"] for each in messages if each["level"] == "error"]
-        raise ValueError(f"--hyperparams: {''.join((errors or stderr.strip().splitlines())[-1:])}")
-    for message in dict.fromkeys(each["message"] for each in messages):
-        print(f"run_sagemaker.py: warning: {message}", file=sys.stderr)
+        raise ValueError(f"--hyperparams: {''.join(stderr.strip().splitlines()[-1:])}")
+    print(stderr, end="", file=sys.stderr)

@@ -30,9 +30,7 @@ class Parser(ArgumentParser):
         names = [name for name, _ in pairs]
         for name in names:
             if name.endswith("+") and names.count(name) > 1:
-                self.error(
-                    f"--hyperparams {name}: given twice; put lists into a YAML file in app/, and pass config=FILE"
-                )
+                self.error(f"--hyperparams {name}: given twice; put the list into a YAML file in app/, as config=FILE")
         return dict(pairs)
 
 
@@ -49,9 +47,8 @@ class JsonTypes(yaml.SafeLoader):
     yaml_implicit_resolvers: ClassVar = {}
 
 
-JsonTypes.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(true|false)$"), None)
-JsonTypes.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("null$"), None)
-JsonTypes.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"(0|-?[1-9]\d*)$"), None)
+for name, pattern in {"bool": "(true|false)$", "null": "null$", "int": r"(0|-?[1-9]\d*)$"}.items():
+    JsonTypes.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(pattern), None)
 
 
 def yaml_key_value(text: str) -> tuple[str, Any]:

@@ -21,15 +21,14 @@ from sagemaker.debugger import TensorBoardOutputConfig as TensorBoardOutputConfi
 from sagemaker.estimator import EstimatorBase
 from sagemaker.exceptions import UnexpectedStatusException
 from sagemaker.local import LocalSession, image, local_session
+from sagemaker.local.local_session import LocalSagemakerClient as LocalClient
 from sagemaker.pytorch import PyTorch as PyTorch
 
-from launcher.local_mode import compose_command, find_failure, output_of
+from launcher.local_mode import compose_command, output_of
 
 # Both are wrapped in telemetry, which sends the account's ID, waits without a timeout, and swallows Ctrl-C.
 EstimatorBase.fit = EstimatorBase.fit.__wrapped__
-local_session.LocalSagemakerClient.create_training_job = (
-    local_session.LocalSagemakerClient.create_training_job.__wrapped__
-)
+LocalClient.create_training_job = LocalClient.create_training_job.__wrapped__
 # The SDK knows version 2 of Docker Compose only: aws/sagemaker-python-sdk #5739, #4137.
 image._SageMakerContainer._get_compose_cmd_prefix = staticmethod(compose_command)
 
@@ -82,28 +81,30 @@ class Containers(image._SageMakerContainer):
         for volume in service["volumes"]:
             # Otherwise Docker creates it, owned by root.
             Path(volume.split(":")[0]).mkdir(parents=True, exist_ok=True)
-        # More threads than cores would wait for each other.
-        num_threads = max(1, os.cpu_count() // self.instance_count)
+        num_threads = max(1, os.cpu_count() // self.instance_count)  # more would wait for each other
         # A container that lost its peer need not wait for SIGTERM: Compose stops all of them. And its user, who may not
         # exist in the image, needs a home for what torchvision downloads.
         defaults = [f"OMP_NUM_THREADS={num_threads}", "SIGTERM_WAIT_SECONDS=0", "HOME=/tmp"]
         service["environment"] = [each.replace("$", "$$") for each in [*defaults, *service["environment"]]]
-        user = f"{os.getuid()}:{os.getgid()}"  # the owner of the files that the container writes
-        return service | {"user": user, "container_name": host, "shm_size": "2gb", "tty": False}
+        # The user will own the files that the container writes.
+        user = f"{os.getuid()}:{os.getgid()}"
+        return service | {"container_name": host, "user": user, "shm_size": "2gb", "tty": False}
 
     def train(self, *args: Any) -> str:
         image._stream_output = self.stream_output  # the SDK's own loses the last lines
         return super().train(*args)
 
     def stream_output(self, process: subprocess.Popen) -> None:
+        compose = [*compose_command(), "-f", f"{self.container_root}/{image.DOCKER_COMPOSE_FILENAME}"]
         try:
             for line in process.stdout:
                 print(line.decode(errors="replace"), end="", flush=True)
             if process.wait():
-                raise RuntimeError(find_failure(self.hosts) or "Docker Compose failed; see its messages above")
+                states = output_of(*compose, "ps", "--all").stdout
+                raise RuntimeError(f"a container failed; its log is above:\n{states}")
             self.succeeded = True
         finally:  # before the SDK deletes folders to which running containers would still write
-            output_of(*compose_command(), "-f", f"{self.container_root}/{image.DOCKER_COMPOSE_FILENAME}", "down")
+            output_of(*compose, "down")
 
     def retrieve_artifacts(self, *args: Any) -> str:
         # After a failure the SDK would overwrite the model of an earlier run with an empty one.

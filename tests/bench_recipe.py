@@ -23,7 +23,7 @@ PARTS = {
     "orthogonal updates": ["--model.orthogonal=false"],
     "whitening": ["--model.whiten=false"],
     "label smoothing": ["--model.label_smoothing=0"],
-    "alternate flips, for random ones": ["--data.alternate_flips=false"],
+    "alternate flips, for random ones": ["--data=CIFAR10DataModule"],
     "test-time augmentation": ["--model.tta=false"],
     "bf16, for 32 bits": ["--trainer.precision=32-true"],
 }
@@ -36,6 +36,7 @@ def run(options: list[str]) -> tuple[float, float]:
         ROOT / "app/train.py",
         "--config",
         ROOT / "examples/fast/fast.yaml",
+        "--trainer.precision=bf16-mixed",
         "--data.data_dir=.cache",
     ]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,9 @@
 """How failures are reported: to people on stderr, to other programs in fields that no rewording changes."""
 
-import json
 from pathlib import Path
 
 import pytest
-from runtime.errors import CoordinatedExit, one_line_errors, show
+from runtime.errors import CoordinatedExit, one_line_errors
 from sagemaker_env import PEER_LOST, STOPPED
 from torch.distributed import DistNetworkError
 
@@ -38,12 +37,3 @@ def test_the_failure_file_begins_with_a_tag_for_other_programs(failure_file, err
 def test_a_failure_of_its_own_has_no_tag(failure_file):
     assert failed(CoordinatedExit("any words", 1)) == 1
     assert failure_file.read_text() == "train.py: error: any words"
-
-
-def test_messages_are_also_written_as_json_where_a_program_asks_for_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("TRAIN_MESSAGES_FILE", str(tmp_path / "messages"))
-    show("warning", "one")
-    show("error", "two")
-    messages = [json.loads(line) for line in (tmp_path / "messages").read_text().splitlines()]
-    assert messages == [{"level": "warning", "message": "one"}, {"level": "error", "message": "two"}]
-    assert capsys.readouterr().err == "train.py: warning: one\ntrain.py: error: two\n"

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from fast import PATCH_SIZE, FastNet, orthogonalize, whitening_filters
+from fast import PATCH_SIZE, FastCIFAR10DataModule, FastNet, orthogonalize, whitening_filters
 from interrupted import differences, interrupt, train
 from programs import ROOT
 from results import epoch_lines
-from runtime.cli import supported_precision
 from synthetic import SyntheticCIFAR10DataModule
 
 RECIPE = (
@@ -77,8 +76,11 @@ def test_logits_at_test_time_are_the_mean_over_shifted_and_mirrored_images():
 
 
 def test_alternate_flips_mirror_each_image_every_other_epoch():
-    options = {"num_train_images": 100, "num_test_images": 10, "val_split": 0, "padding": 0, "alternate_flips": True}
-    module, everything = SyntheticCIFAR10DataModule(**options), torch.arange(100)
+    class Alternating(FastCIFAR10DataModule, SyntheticCIFAR10DataModule):
+        pass
+
+    options = {"num_train_images": 100, "num_test_images": 10, "val_split": 0, "padding": 0}
+    module, everything = Alternating(**options), torch.arange(100)
     module.setup()
     first, second, third = (module.gather("train", everything, epoch)[0] for epoch in range(3))
     assert torch.equal(first.flip(-1), second) and torch.equal(first, third)
@@ -86,11 +88,3 @@ def test_alternate_flips_mirror_each_image_every_other_epoch():
     plain.setup()
     is_mirrored = (first != plain.gather("train", everything)[0]).flatten(1).any(dim=1)
     assert 30 < is_mirrored.sum() < 70
-
-
-def test_bfloat16_is_replaced_only_on_hardware_without_it(capsys):
-    assert supported_precision("16-mixed", "cpu") == "16-mixed"
-    has_bf16 = "bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
-    assert supported_precision("bf16-mixed", "cpu") == ("bf16-mixed" if has_bf16 else "32-true")
-    line = "this CPU does not support bfloat16: using --trainer.precision=32-true instead\n"
-    assert capsys.readouterr().out == ("" if has_bf16 else line)

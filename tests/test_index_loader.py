@@ -30,7 +30,7 @@ def test_each_validation_sample_is_seen_once_and_no_rank_gets_an_empty_batch(num
 
 
 def test_fewer_validation_samples_than_processes_are_rejected():
-    with pytest.raises(MisconfigurationException, match="1 samples, expected at least one for each process: 2"):
+    with pytest.raises(MisconfigurationException, match="1 samples, expected one for each of 2 processes"):
         IndexLoader(1, 16, world_size=2)
 
 
@@ -94,24 +94,6 @@ def test_an_epoch_resumes_at_the_same_sample_on_a_different_number_of_ranks(num_
 def test_an_epoch_resumes_with_a_different_global_batch_size_at_a_batch_boundary(batch_size, world_size):
     loader = resumed(after(3, batch_size=16), batch_size=batch_size, world_size=world_size)
     assert next(iter(loader))[0] == 48
-
-
-@pytest.mark.parametrize(
-    ("position", "options"),
-    [
-        (48, {"batch_size": 20}),
-        (48, {"batch_size": 16, "world_size": 2}),
-        (48, {"batch_size": 49}),
-        (112, {"batch_size": 16}),
-    ],
-)
-def test_a_position_that_is_not_a_batch_boundary_is_rejected_with_both_numbers(position, options):
-    with pytest.raises(ValueError) as error:
-        resumed({"epoch": 0, "num_samples": position}, **options)
-    message = str(error.value)
-    assert str(position) in message
-    assert f"global batch size of {options['batch_size'] * options.get('world_size', 1)}" in message
-    assert "batch size" in message
 
 
 @pytest.mark.parametrize("first", [0, 4])

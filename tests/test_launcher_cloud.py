@@ -182,7 +182,9 @@ def test_a_missing_permission_names_the_policies_to_attach(account):
     newcomer = account.person("newcomer", may("sts:*", "s3:*"))
     with account.enforce_policies():
         line = error_line(environment=newcomer)
-    assert re.match(".*(AccessDenied|not authorized).*CreateTrainingJob.*; attach the policies of docker/policies", line)
+    assert re.match(
+        ".*(AccessDenied|not authorized).*CreateTrainingJob.*; attach the policies of docker/policies", line
+    )
 
 
 @pytest.mark.slow

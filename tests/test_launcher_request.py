@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from programs import ROOT
 
 from launcher.checks import check_rules, cost
 from launcher.command_line import one_line_errors
-from launcher.local_mode import git_commit
-from run_sagemaker import LOG_DIR, launch, make_estimator, metric_regex, read_options
+from run_sagemaker import LOG_DIR, launch, make_estimator, read_options
 
 CLOUD = (
     "--region=eu-central-1",
@@ -99,35 +97,11 @@ def test_a_role_can_be_of_another_partition():
     assert request_of(f"--role={role}")["RoleArn"] == role
 
 
-def git(folder: Path, *args: str) -> str:
-    identity = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
-    return subprocess.run(["git", "-C", folder, *identity, *args], check=True, capture_output=True, text=True).stdout
-
-
 @pytest.mark.slow
 def test_a_dry_run_says_the_most_that_a_job_can_take(capsys):
     launch(read_options([*CLOUD, "--max_run=5400", "--spot_instances", "--checkpoint_path=s3://b/c", "--dry_run"]))
     name = "ml.g4dn.12xlarge for spot training job usage"
     assert f'uses at most 3 instance-hours, and 2 of your quota "{name}"\n' in capsys.readouterr().err
-
-
-def test_a_job_knows_the_commit_of_its_code_and_whether_that_was_all(tmp_path, monkeypatch):
-    assert git_commit(tmp_path) == {}
-    git(tmp_path, "init")
-    app_dir = tmp_path / "app"
-    app_dir.mkdir()
-    (app_dir / "train.py").touch()
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "--message=all")
-    commit = git(tmp_path, "rev-parse", "HEAD").strip()
-    (tmp_path / "notes.txt").touch()  # of which SageMaker gets nothing
-    assert git_commit(app_dir) == {"GIT_COMMIT": commit}
-    (app_dir / "new.py").touch()
-    assert git_commit(app_dir) == {"GIT_COMMIT": f"{commit}-dirty"}
-    monkeypatch.setattr("run_sagemaker.git_commit", lambda folder: git_commit(app_dir))
-    assert request_of()["Environment"] == {"GIT_COMMIT": f"{commit}-dirty"}
-    monkeypatch.setenv("PATH", "")
-    assert git_commit(tmp_path) == {}
 
 
 def test_the_example_of_the_tutorial_works():
@@ -196,8 +170,9 @@ def test_a_metric_is_found_by_its_whole_name(name):
     others = ["best_val_acc=1 x/val_acc=2 x.acc=3 x-acc=3 my_val/acc=4 valxacc=5 f1,f1,macro=6 x-top-5=7"]
     others += [f"{name}_2=8 2{name}=9 a/{name}=10"]
     line = f"{' '.join(others)} {name}=-1.5e-3 {name}x=11"
-    assert re.findall(metric_regex(name), line) == ["-1.5e-3"]
-    assert re.findall(metric_regex(name), f"{name}=0.5 epoch=1") == ["0.5"]
+    [definition] = request_of("--metrics", name)["AlgorithmSpecification"]["MetricDefinitions"]
+    assert re.findall(definition["Regex"], line) == ["-1.5e-3"]
+    assert re.findall(definition["Regex"], f"{name}=0.5 epoch=1") == ["0.5"]
 
 
 def test_an_argument_that_the_estimator_does_not_know_is_refused():
@@ -293,7 +268,6 @@ def test_what_sagemaker_would_not_take_is_named_in_a_dry_run(args, line):
 
 
 MISTAKES = {
-    "--instance_count=0": "--instance_count: expected 1 or more",
     "--job_name=has_underscore": "TrainingJobName=has_underscore: expected the pattern",
     f"--job_name={'x' * 70}": "TrainingJobName=x+: (has size 70, expected|expected the pattern)",
     f"--hyperparams a={'x' * 3000}": "HyperParameters.a=.*: has size 30.., expected 0 to 2500",

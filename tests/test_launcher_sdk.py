@@ -92,7 +92,7 @@ def test_compose_of_any_version_is_used(containers):
 
 def test_after_a_failure_nothing_is_collected(containers, capfd):
     process = subprocess.Popen(["sh", "-c", "echo no such image; exit 1"], stdout=subprocess.PIPE)
-    with pytest.raises(RuntimeError, match="Docker Compose failed; see its messages above"):
+    with pytest.raises(RuntimeError, match="a container failed; its log is above"):
         containers.stream_output(process)
     assert capfd.readouterr().out == "no such image\n"
     assert containers.retrieve_artifacts({}, {}, "job") == ""

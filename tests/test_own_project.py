@@ -126,7 +126,7 @@ def test_exported_weights_in_a_new_module_give_the_printed_accuracy(uninterrupte
     data.setup("test")
     images, labels = data.test.images, data.test.labels
     accuracy = (module(images).argmax(dim=1) == labels).float().mean().item()
-    assert f"test accuracy     {accuracy:.1%} on test data\n" in stdout
+    assert f"test accuracy   {accuracy:.1%} on test data\n" in stdout
 
 
 def test_metrics_of_a_custom_project_are_in_tensorboard(uninterrupted):
@@ -230,9 +230,9 @@ def test_resuming_with_a_different_batch_size_is_rejected(tmp_path):
     options = (*GLYPHS, *THREE_EPOCHS, "--data.batch_size=50")
     stderr = train(*options, "--ckpt_path=last", cwd=tmp_path, code=2).stderr
     assert stderr.splitlines()[-1] == (
-        "train.py: error: logs/checkpoints/last-step=16.ckpt was saved with 10 batches per epoch, 1 batches per step, "
-        "1 processes, this run has 12 batches per epoch, 1 batches per step, 1 processes: match them, or start from "
-        "scratch with --ckpt_path=none"
+        "train.py: error: the checkpoint has 10 batches per epoch, 1 batches per step, 1 processes, this run 12 "
+        "batches per epoch, 1 batches per step, 1 processes: make them equal, or pass --ckpt_path=none to start from "
+        "scratch"
     )
     line = "skipping logs/checkpoints/last-step=16.ckpt: was saved with a different data batch_size; this run "
     line += "will replace it"

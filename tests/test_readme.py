@@ -20,6 +20,8 @@ README = PAGES[ROOT / "README.md"]
 PROSE = {page: re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE) for page, text in PAGES.items()}
 # Options of other programs, and of examples/photos.
 OTHER_OPTIONS = {
+    "--checkpoint.every_n_minutes",
+    "--checkpoint.every_n_train_steps",
     "--user-name",
     "--policy-arn",
     "--recursive",

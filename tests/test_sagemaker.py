@@ -73,7 +73,7 @@ def test_torchrun_on_two_nodes_works_with_their_numbers(tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_wins_over_sagemaker(tmp_path):
-    environment = sagemaker_environment(tmp_path, SM_HOSTS='["algo-1.invalid", "algo-2.invalid"]')
+    environment = sagemaker_environment(tmp_path, SM_HOSTS='["algo-1.invalid"]', SM_CURRENT_HOST="algo-1.invalid")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     options = [*SYNTHETIC, "--model=tiny.Tiny", "--trainer.accelerator=cpu", "--trainer.callbacks=tiny.PrintWeights"]
     options += ["--trainer.num_nodes=1", "--trainer.devices=2"]

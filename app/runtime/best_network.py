@@ -68,8 +68,7 @@ def export_weights(trainer: Trainer, model: LightningModule, path: Path) -> None
     """
     if trainer.is_global_zero and not trainer.fast_dev_run:
         weights = move_data_to_device(model.state_dict(), torch.device("cpu"))
-        # torch.compile adds this prefix.
-        weights = {name.replace("_orig_mod.", ""): weight for name, weight in weights.items()}
         prefix = "network." if all(name.startswith("network.") for name in weights) else ""
-        weights = {name.removeprefix(prefix): weight for name, weight in weights.items()}
+        # torch.compile adds the other prefix.
+        weights = {name.removeprefix(prefix).replace("_orig_mod.", ""): weight for name, weight in weights.items()}
         write_atomically(to_bytes(weights), path)

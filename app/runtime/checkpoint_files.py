@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import os
-import re
 import socket
 import time
 import zipfile
@@ -50,21 +49,17 @@ class CheckpointFiles(TorchCheckpointIO):
         Raises:
             ValueError: If a different process uses it.
         """
-        if self._lock:
-            return
         path = self.folder / f".lock{PARTIAL}"
-        try:
+        with contextlib.suppress(OSError):  # a full disk, or a file system without locks
             self.folder.mkdir(parents=True, exist_ok=True)
-            file = open(path, "ab", buffering=0)  # noqa: SIM115 - closing it would end the lock
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._lock = file
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        except BlockingIOError as error:
-            reason = f"{self.folder} is in use by {path.read_text()}"
-            raise ValueError(f"{reason}; wait until it ends, or pass a different --checkpoint.dirpath") from error
-        except OSError:
-            return  # a full disk, or a file system without locks
+            self._lock = self._lock or open(path, "a", buffering=1)  # noqa: SIM115 - closing it would end the lock
+            try:
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock.truncate(0)
+                print(f"process {os.getpid()} on {socket.gethostname()}", file=self._lock)
+            except BlockingIOError as error:
+                reason = f"{self.folder} is in use by {path.read_text().strip()}"
+                raise ValueError(f"{reason}; wait until it ends, or pass a different --checkpoint.dirpath") from error
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
         self._superseded.pop(Path(path), None)
@@ -81,9 +76,9 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def paths(self) -> list[Path]:
         """Returns all checkpoints in the folder, also of earlier runs, the highest step first."""
-        steps = {path: re.search(r"=(\d+)$", path.stem) for path in self.folder.glob("last-step=*.ckpt")}
-        numbered = [path for path, step in steps.items() if step]
-        return sorted(numbered, key=lambda path: int(steps[path][1]), reverse=True)
+        steps = {path: path.stem.removeprefix("last-step=") for path in self.folder.glob("last-step=*.ckpt")}
+        numbered = [path for path, step in steps.items() if step.isdigit()]
+        return sorted(numbered, key=lambda path: int(steps[path]), reverse=True)
 
     def keep(self, path: Path) -> None:
         """Keeps a new checkpoint and the one before; deletes all others, in SageMaker after a while."""
@@ -93,8 +88,8 @@ class CheckpointFiles(TorchCheckpointIO):
         for partial in self.folder.glob(f"*.ckpt.*{PARTIAL}"):  # of a run that was killed
             partial.unlink(missing_ok=True)
         for other, since in list(self._superseded.items()):
-            has_started, has_ended = (Path(f"{other}.sagemaker-{name}").exists() for name in ("uploading", "uploaded"))
-            is_uploading = has_started and not has_ended
+            markers = [path.suffix for path in self.folder.glob(f"{other.name}.sagemaker-*")]
+            is_uploading = markers == [".sagemaker-uploading"]
             is_old = time.monotonic() - since >= SECONDS_BEFORE_DELETION
             if not in_sagemaker() or (is_old and not is_uploading):
                 other.unlink(missing_ok=True)
@@ -106,9 +101,7 @@ class CheckpointFiles(TorchCheckpointIO):
         for path in self.kept[-1:]:
             finished_marker(path).touch()
 
-    def find_resumable(
-        self, ckpt_path: str | None, model: LightningModule, options: dict[str, Any]
-    ) -> dict[str, Any] | None:
+    def find_resumable(self, ckpt_path: str | None, model: LightningModule, options: dict) -> dict[str, Any] | None:
         """Returns the checkpoint to resume from, or None to start from scratch.
 
         Args:
@@ -128,19 +121,16 @@ class CheckpointFiles(TorchCheckpointIO):
             paths = [] if ckpt_path == "none" else [Path(ckpt_path)]
         for path in paths:
             try:
-                checkpoint = load_compatible(path, model, options if ckpt_path is None else {})
-                step = checkpoint["global_step"]
-                print(f"resuming from {path}, step {step} in epoch {checkpoint['epoch']}", flush=True)
+                saved = load_compatible(path, model, options if ckpt_path is None else {})
+                print(f"resuming from {path}, step {saved['global_step']} in epoch {saved['epoch']}", flush=True)
                 self.kept = [path]
-                return checkpoint
+                return saved
             except ValueError as error:
                 if ckpt_path not in (None, "last"):
                     raise ValueError(f"--ckpt_path: {error}") from error
                 print(f"skipping {error}", flush=True)
         if ckpt_path == "last":
             raise ValueError("--ckpt_path=last: no checkpoint to resume from in --checkpoint.dirpath")
-        if paths:
-            print("starting from scratch: no checkpoint to resume from", flush=True)
         return None
 
 
@@ -193,7 +183,5 @@ def has_same_shapes(saved: dict[str, Any], model: LightningModule) -> bool:
     weights = model.state_dict()
     if model.strict_loading and saved.keys() != weights.keys():
         return False
-    shapes = [
-        [getattr(state[name], "shape", None) for name in saved.keys() & weights.keys()] for state in (saved, weights)
-    ]
-    return shapes[0] == shapes[1]
+    names = saved.keys() & weights.keys()
+    return all(getattr(saved[name], "shape", None) == getattr(weights[name], "shape", None) for name in names)

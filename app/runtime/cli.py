@@ -1,7 +1,6 @@
 """The command line of a training program: its options, and where their defaults come from."""
 
 import logging
-import os
 import pydoc
 import re
 import sys
@@ -17,10 +16,9 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ProgressBar
 from pytorch_lightning.cli import LightningCLI
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from sagemaker_env import SageMakerEnvironment, in_sagemaker
+from sagemaker_env import hosts, in_sagemaker, set_up_hosts
 from torch.optim import Optimizer
 
 from runtime.best_network import BestNetwork
@@ -47,20 +45,11 @@ torch.utils.deterministic.fill_uninitialized_memory = False
 
 CKPT_PATH = """Checkpoint to resume from: a path, `last` (the newest, even of a finished run or with other options), or
 `none` to start from scratch. By default, an interrupted run with the same options is resumed."""
-# Type, default and help of the options that do not belong to a class.
-OPTIONS = {
-    "ckpt_path": (str | None, None, CKPT_PATH),
-    "model_dir": (str | None, None, "Folder for the exported weights, model.pt (default: --checkpoint.dirpath)."),
-    "lr_scheduler_interval": (Literal["epoch", "step"], "epoch", "How often the learning-rate scheduler steps."),
-    "resume.every_n_minutes": (NonNegativeFloat, 5.0, "Minutes between checkpoints within an epoch; 0 for none."),
-    "resume.every_n_steps": (NonNegativeInt, 0, "Steps between checkpoints within an epoch; 0 for none."),
-    "process_group_timeout": (PositiveFloat, 300.0, "Seconds after which a run fails if a rank does not respond."),
-}
-# Type and new name of options that keep working.
-OLD_OPTIONS = {
-    "trainer.weights_save_path": (str, "checkpoint.dirpath"),
-    "checkpoint.every_n_minutes": (NonNegativeFloat, "resume.every_n_minutes"),
-    "checkpoint.every_n_train_steps": (NonNegativeInt, "resume.every_n_steps"),
+# Former names of options, which keep working.
+NEW_NAMES = {
+    "--trainer.weights_save_path": "--checkpoint.dirpath",
+    "--checkpoint.every_n_minutes": "--resume.every_n_minutes",
+    "--checkpoint.every_n_train_steps": "--resume.every_n_steps",
 }
 # A run resumes only with the same values of these options.
 RUN_DEFINING_OPTIONS = ("seed_everything", "data", "model", "optimizer", "lr_scheduler", "lr_scheduler_interval")
@@ -94,14 +83,18 @@ class CLI(LightningCLI):
         parser.add_class_arguments(TensorBoardLog, "logger")
         fixed = {"save_last", "save_weights_only", "save_on_exception", "every_n_train_steps", "train_time_interval"}
         parser.add_class_arguments(BestNetwork, "checkpoint", skip=fixed)
-        for name, (kind, default, explanation) in OPTIONS.items():
-            parser.add_argument(f"--{name}", type=kind, default=default, help=explanation)
-        for name, (kind, new_name) in OLD_OPTIONS.items():
-            parser.add_argument(f"--{name}", type=kind | None, default=None, help=f"Deprecated; use --{new_name}.")
+        add = parser.add_argument
+        add("--ckpt_path", type=str | None, help=CKPT_PATH)
+        add("--model_dir", type=str | None, help="Folder of the exported weights (default: --checkpoint.dirpath).")
+        add("--lr_scheduler_interval", type=Literal["epoch", "step"], default="epoch", help="When the scheduler steps.")
+        add("--resume.every_n_minutes", type=NonNegativeFloat, default=5.0, help="Checkpoint interval; 0 for none.")
+        add("--resume.every_n_steps", type=NonNegativeInt, default=0, help="Checkpoint interval; 0 for none.")
+        add("--process_group_timeout", type=PositiveFloat, default=300.0, help="Seconds to wait for other ranks.")
         parser.prefer_int()
 
     def parse_arguments(self, parser: Parser, args: Any) -> None:
         args = join_values(sys.argv[1:])
+        args = [re.sub("^[^=]+", lambda name: NEW_NAMES.get(name[0], name[0]), arg) for arg in args]
         # In SageMaker, YAML files have a lower precedence than its folders.
         recipes = [arg for arg in args if in_sagemaker() and arg.startswith("--config=")]
         options = [arg for arg in args if arg not in recipes]
@@ -115,7 +108,6 @@ class CLI(LightningCLI):
         platform = sagemaker_options() if in_sagemaker() else []
         derived = self._class_options(preliminary)
         self.config = parser.parse_args([*files, *platform, *derived, *options])
-        self._apply_old_names()
         self._choose_optimizer()
 
     def _class_options(self, preliminary: Namespace) -> list[str]:
@@ -128,12 +120,6 @@ class CLI(LightningCLI):
         if isinstance(num_classes, int) and "num_classes" in preliminary.model.get("init_args", {}):
             derived += [f"--model={preliminary.model.class_path}", f"--model.num_classes={num_classes}"]
         return derived
-
-    def _apply_old_names(self) -> None:
-        for name, (_, new_name) in OLD_OPTIONS.items():
-            value = self.config.pop(name)
-            if value is not None:
-                self.config[new_name] = value
 
     def _choose_optimizer(self) -> None:
         has_own = self.model_class.configure_optimizers is not LightningModule.configure_optimizers
@@ -152,7 +138,6 @@ class CLI(LightningCLI):
         config = self.config_init.trainer
         timeout = self.config_init.process_group_timeout
         check_devices(config.accelerator, config.devices)
-        config.precision = supported_precision(config.precision, config.accelerator)
         has_bar = any(isinstance(callback, ProgressBar) for callback in as_list(config.callbacks))
         if config.enable_progress_bar is None:
             config.enable_progress_bar = has_bar or sys.stdout.isatty()
@@ -164,12 +149,12 @@ class CLI(LightningCLI):
         self.best = self.config_init.checkpoint
         files = CheckpointFiles(self.best.folder)
         config.plugins = [files, *as_list(config.plugins)]
-        if SageMakerEnvironment.detect():
-            environment = SageMakerEnvironment(timeout)
-            environment.validate_settings(num_devices=1, num_nodes=config.num_nodes)
-            config.plugins.append(environment)
-        samples_name = getattr(self.data_class, "samples_name", "samples")
-        callbacks = [self.best, Report(not config.enable_progress_bar, samples_name)]
+        if in_sagemaker():
+            set_up_hosts()
+            if config.num_nodes != len(hosts()):
+                raise ValueError(f"--trainer.num_nodes={config.num_nodes}: the SageMaker job has {len(hosts())} hosts")
+        report = Report(not config.enable_progress_bar, getattr(self.data_class, "samples_name", "samples"))
+        callbacks = [self.best, report]
         if config.logger:
             callbacks.append(LearningRateMonitor())
         self.resume = None
@@ -188,14 +173,12 @@ class CLI(LightningCLI):
 
     def _check_before_training(self) -> None:
         """Checks folders and data before anything is written, and finds the checkpoint to resume from."""
-        for directory in (self.config.checkpoint.dirpath, self.config.model_dir):
-            if directory:
-                check_writable(directory)
-        trainer = self.trainer
+        for folder in filter(None, [self.config.checkpoint.dirpath, self.config.model_dir]):
+            check_writable(folder)
         # Lightning has no global rank yet.
-        if self.resume and trainer.node_rank == trainer.local_rank == 0:
-            self.resume.find(trainer, self.model, self.config.ckpt_path)
-        if trainer.local_rank == 0 and hasattr(self.datamodule, "check_before_training"):
+        if self.resume and self.trainer.node_rank == self.trainer.local_rank == 0:
+            self.resume.find(self.trainer, self.model, self.config.ckpt_path)
+        if self.trainer.local_rank == 0 and hasattr(self.datamodule, "check_before_training"):
             self.datamodule.check_before_training()
 
     @property
@@ -208,17 +191,11 @@ class CLI(LightningCLI):
         return Path(self.config.model_dir or self.best.folder, "model.pt").expanduser()
 
     def output_paths(self) -> dict[str, Any]:
-        """Returns where the files of the run are, and the command that shows its curves."""
+        """Returns where the files of the run are."""
         if self.trainer.fast_dev_run:
             return {}
-        paths = {"model": self.model_path, "checkpoints": self.best.folder}
-        for logger in self.trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                command = f"tensorboard --logdir {logger.save_dir}"
-                paths["TensorBoard logs"] = f"{logger.log_dir}, shown by:\n{command}"
-            else:
-                paths[f"logs of {type(logger).__name__}"] = logger.log_dir or logger.save_dir
-        return paths
+        logs = {type(logger).__name__: logger.log_dir or logger.save_dir for logger in self.trainer.loggers}
+        return {"model": self.model_path, "checkpoints": self.best.folder} | logs
 
     def finish(self) -> None:
         """Marks the run as finished, and ends the process group."""
@@ -237,8 +214,7 @@ def as_list(value: Any) -> list[Any]:
 def join_values(args: list[str]) -> list[str]:
     """Joins names and values, which SageMaker's toolkit separates: alone, a value like -1e-3 looks like an option."""
     names = args[::2]
-    are_separated = len(args) % 2 == 0 and all(name.startswith("--") and "=" not in name for name in names)
-    if in_sagemaker() and are_separated:
+    if in_sagemaker() and len(args) % 2 == 0 and all(name.startswith("--") and "=" not in name for name in names):
         return [f"{name}={value}" for name, value in zip(names, args[1::2], strict=True)]
     return args
 
@@ -266,33 +242,11 @@ def register_strategies(timeout: float) -> None:
     StrategyRegistry.register("ddp_exact", DDPStrategy, find_unused_parameters=True, **limits)
 
 
-def supported_precision(precision: Any, accelerator: str) -> Any:
-    """Returns `precision`, or what is as fast on hardware without bfloat16 if it is bf16-mixed."""
-    if precision != "bf16-mixed":
-        return precision
-    if accelerator != "cpu" and torch.cuda.is_available():
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        device, replacement = "GPU", "16-mixed"
-    elif accelerator != "cpu" and torch.backends.mps.is_available():
-        has_bf16, device, replacement = False, "Apple GPU", "32-true"
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        has_bf16 = cpuinfo.exists() and "bf16" in cpuinfo.read_text()
-        device, replacement = "CPU", "32-true"
-    if not has_bf16 and local_rank() == 0:
-        print(f"this {device} does not support bfloat16: using --trainer.precision={replacement} instead", flush=True)
-    return precision if has_bf16 else replacement
-
-
 def check_devices(accelerator: str, devices: Any) -> None:
-    """Raises ValueError for a GPU that is missing, and for more processes on the CPU than it has cores."""
+    """Raises ValueError for a GPU that is missing."""
     has_gpu = accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
     if not has_gpu and (accelerator in ("gpu", "cuda") or str(devices) == "-1"):
         options = f"--trainer.accelerator={accelerator} --trainer.devices={devices}"
         reason = f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, finds no GPU"
         advice = "train on the CPU with --trainer.accelerator=cpu --trainer.devices=1"
         raise ValueError(f"{options}: {reason}; {advice}")
-    # Each is a process, and 300 of them used up the memory of a machine.
-    num_cores = os.cpu_count()
-    if not has_gpu and str(devices) not in ["auto", *map(str, range(1, num_cores + 1))]:
-        raise ValueError(f"--trainer.devices={devices}: on the CPU, must be 1 to {num_cores} processes")

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import functools
-import json
 import os
 import signal
 import sys
@@ -40,8 +39,7 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:  # before there is anything to save
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        if is_full or "Early stopping conditioned on" in str(error):
+        if getattr(error, "errno", None) == errno.ENOSPC or "Early stopping conditioned on" in str(error):
             exit_with(error, 2)
         if is_lost_peer(error):
             exit_with(f"lost contact with a peer (see --process_group_timeout): {error}", 1, PEER_LOST)
@@ -60,7 +58,6 @@ def end_process(error: Exception) -> NoReturn:
     except Exception:
         traceback.print_exc()
     sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)
 
 
@@ -86,13 +83,9 @@ def warn(message: str) -> None:
 
 
 def show(level: str, message: str) -> None:
-    """Prints a line on stderr, and appends it as JSON to the file of TRAIN_MESSAGES_FILE, for other programs."""
     # One write per line, as several ranks share stderr.
     sys.stderr.write(f"train.py: {level}: {message}\n")
     sys.stderr.flush()
-    if path := os.environ.get("TRAIN_MESSAGES_FILE"):
-        with open(path, "a") as file:
-            file.write(json.dumps({"level": level, "message": message}) + "\n")
 
 
 def local_rank() -> int:

@@ -37,9 +37,7 @@ class IndexLoader:
 
     def __init__(self, num_samples: int, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1):
         if seed is None and num_samples < world_size:
-            raise MisconfigurationException(
-                f"{num_samples} samples, expected at least one for each process: {world_size}"
-            )
+            raise MisconfigurationException(f"{num_samples} samples, expected one for each of {world_size} processes")
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.global_batch_size = batch_size * world_size
@@ -77,10 +75,6 @@ class IndexLoader:
         return {"epoch": self.epoch, "num_samples": self._position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Resumes at the position of a saved state; ValueError if no batch of this loader begins there."""
-        position, size = state["num_samples"], self.global_batch_size
-        if position != self.num_samples and (position % size or position > self.num_samples):
-            where = f"after {position} of {self.num_samples} samples"
-            raise ValueError(f"cannot resume {where} with a global batch size of {size}: use the original one")
+        """Resumes at the position of a saved state, of a loader with the same global batch size."""
         self.epoch = state["epoch"]
-        self._start = self._position = position
+        self._start = self._position = state["num_samples"]

@@ -15,12 +15,9 @@ class Parser(LightningArgumentParser):
     """A LightningArgumentParser with errors of one line, which name the option, the value, and what is allowed."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        # jsonargparse wraps our own line.
-        while str(ex).startswith("Does not validate") and ex.__cause__:
-            ex = message = ex.__cause__
         options = re.findall(r"^  --([\w.]+)", self.format_help(), re.MULTILINE)
         # Not an exception, which the parser of a class around this one would take for one of several reasons.
-        exit_with(explain(str(message), options), 2)
+        exit_with(explain(str(unwrap(ex) or message), options), 2)
 
     def format_help(self) -> str:
         return re.sub(r",\s+default:\s+null\)", ")", super().format_help())
@@ -43,9 +40,8 @@ def explain(message: str, options: list[str]) -> str:
         options: Names of all options, to suggest a similar one.
     """
     if typo := re.search(r"(?:arguments: (?:--)?|ption ')([^\s=']+)", message):
-        names = {name.split(".")[-1]: name for name in options} | {name: name for name in options}
-        option, similar = full_name(typo[1]), difflib.get_close_matches(typo[1], names, 1)
-        suggestion = f"did you mean {option.removesuffix(typo[1])}{names[similar[0]]}?" if similar else ""
+        option, similar = full_name(typo[1]), difflib.get_close_matches(typo[1], options, 1)
+        suggestion = f"did you mean {option.removesuffix(typo[1])}{similar[0]}?" if similar else ""
         return f"unknown option {option}; {suggestion or 'see --help, or --data.help=CLASS and --model.help=CLASS'}"
     message = re.sub(r'Parser key "([^"]+)"', lambda key: full_name(key[1]), message)
     message = message.replace("the following arguments are required", "missing options (--data.NAME, --model.NAME)")
@@ -62,13 +58,18 @@ def explain(message: str, options: list[str]) -> str:
 
 def explain_cause(error: Exception) -> str:
     """Returns one line for an exception; with file and line if jsonargparse has wrapped one of the user's own code."""
-    cause = error
-    while str(cause).startswith(("Does not validate", "Problem with given class_path")) and cause.__cause__:
-        cause = cause.__cause__
+    cause = unwrap(error)
     frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if "site-packages" not in frame.filename]
-    if cause is error or not frames or "/runtime/" in frames[-1].filename:
+    if cause is error or not frames:
         return str(cause)
     return f"{type(cause).__name__}: {cause} ({frames[-1].filename}, line {frames[-1].lineno})"
+
+
+def unwrap(error: Exception | None) -> Exception | None:
+    """Returns the exception that jsonargparse has wrapped."""
+    while str(error).startswith(("Does not validate", "Problem with given class_path")) and error.__cause__:
+        error = error.__cause__
+    return error
 
 
 def full_name(name: str) -> str:

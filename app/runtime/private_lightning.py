@@ -126,9 +126,7 @@ def preload_checkpoint(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     trainer._checkpoint_connector._loaded_checkpoint = checkpoint
 
 
-def restore_loop_state(
-    trainer: Trainer, is_between_steps: bool, states: list[dict] | None, metrics: dict[str, Any]
-) -> None:
+def restore_loop_state(trainer: Trainer, is_between_steps: bool, states: list | None, metrics: dict[str, Any]) -> None:
     """Restores in on_train_start what Lightning leaves out when it resumes."""
     loop = trainer.fit_loop
     loop._restarting = False  # otherwise ReduceLROnPlateau does not step at the end of the epoch
@@ -186,10 +184,9 @@ class ResumedResults(_ResultCollection):
 
 def epoch_sums(trainer: Trainer) -> dict[str, dict[str, Any]]:
     """Returns the sums, on this rank, of all tensors that the module logs per epoch."""
-    results = trainer.fit_loop.epoch_loop._results
     return {
         key: {"value": result.value.cpu(), "batch_size": int(getattr(result, "cumulated_batch_size", 0))}
-        for key, result in results.items()
+        for key, result in trainer.fit_loop.epoch_loop._results.items()
         if result.is_tensor and result.meta.on_epoch and not result.has_reset
     }
 

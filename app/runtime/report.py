@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint, LearningRateMonitor
+from pytorch_lightning.callbacks import Checkpoint
 
 from runtime.private_lightning import loaders
 
@@ -24,9 +24,7 @@ class Report(Checkpoint):
     def __init__(self, print_epochs: bool, samples_name: str = "samples"):
         self.print_epochs = print_epochs
         self.samples_name = samples_name
-        self.num_batches = 0
         self.start = 0.0  # of the epoch, later by the time of its validations
-        self.validation_start = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.on_train_epoch_start()  # which Lightning omits when it resumes within an epoch
@@ -35,9 +33,8 @@ class Report(Checkpoint):
         if trainer.is_global_zero:
             processes = f"{trainer.world_size} process{'es' if trainer.world_size > 1 else ''}"
             hosts = f"{trainer.num_nodes} host{'s' if trainer.num_nodes > 1 else ''}"
-            device = trainer.strategy.root_device.type
-            line = f"training in {processes} on {hosts}, device {device}, {samples}from step {trainer.global_step}"
-            print(line, flush=True)
+            device = f"device {trainer.strategy.root_device.type}"
+            print(f"training in {processes} on {hosts}, {device}, {samples}from step {trainer.global_step}", flush=True)
 
     def on_train_epoch_start(self, *_: Any) -> None:
         self.num_batches = 0
@@ -47,10 +44,10 @@ class Report(Checkpoint):
         self.num_batches += 1
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.validation_start = time.perf_counter()
+        self.start -= time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.start += time.perf_counter() - self.validation_start
+        self.start += time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = logged_metrics(trainer)  # waits for a GPU to be done
@@ -72,14 +69,12 @@ class Report(Checkpoint):
 def logged_metrics(trainer: Trainer) -> dict[str, float]:
     """Returns the metrics that the module has logged, those of training first.
 
-    Learning rates, and the copies that Lightning makes per step and per epoch, are left out.
+    The learning rates of LearningRateMonitor, and Lightning's copies per step and per epoch, are left out.
     """
     logged = trainer.callback_metrics
-    others = {f"{name}_{kind}" for name in logged for kind in ("step", "epoch")}
-    monitors = [callback for callback in trainer.callbacks if isinstance(callback, LearningRateMonitor)]
-    others.update(*(monitor.lrs for monitor in monitors))
+    copies = {f"{name}_{kind}" for name in logged for kind in ("step", "epoch")}
     names = sorted(logged, key=lambda name: [not name.startswith(kind) for kind in ("train", "val")])
-    return {name: float(logged[name]) for name in names if name not in others}
+    return {name: float(logged[name]) for name in names if name not in copies and not name.startswith("lr-")}
 
 
 def num_samples_per_batch(trainer: Trainer) -> int:
@@ -101,6 +96,5 @@ def print_summary(trainer: Trainer, data: LightningDataModule | None, paths: dic
         rows["test accuracy"] = f"{metrics.pop('test_acc'):.1%} on {getattr(data, 'description', 'test data')}"
     rows |= {name: f"{value:.6g}" for name, value in metrics.items()} | paths
     width = max(map(len, rows)) + 2
-    lines = [f"{name:{width}}{value}".replace("\n", "\n" + " " * width) for name, value in rows.items()]
     if trainer.is_global_zero:
-        print("", *lines, sep="\n", flush=True)
+        print("", *(f"{name:{width}}{value}" for name, value in rows.items()), sep="\n", flush=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer, callbacks
@@ -94,16 +94,14 @@ class Resume(callbacks.Checkpoint):
 
     def _restore(self, trainer: Trainer, state: dict[str, Any]) -> None:
         for callback in trainer.callbacks:
-            if isinstance(
-                callback, callbacks.GradientAccumulationScheduler
-            ):  # which Lightning does not call within an epoch
+            # Lightning does not call it within an epoch.
+            if isinstance(callback, callbacks.GradientAccumulationScheduler):
                 callback.on_train_epoch_start(trainer, trainer.lightning_module)
         ranks = state["ranks"]
         rank, world_size = trainer.global_rank, trainer.world_size
         if state["batch_geometry"] != batch_geometry(trainer):
-            path = self.files.kept[0] if self.files.kept else "the checkpoint"
-            difference = f"was saved with {state['batch_geometry']}, this run has {batch_geometry(trainer)}"
-            raise CoordinatedExit(f"{path} {difference}: match them, or start from scratch with --ckpt_path=none", 2)
+            difference = f"the checkpoint has {state['batch_geometry']}, this run {batch_geometry(trainer)}"
+            raise CoordinatedExit(f"{difference}: make them equal, or pass --ckpt_path=none to start from scratch", 2)
         has_same_ranks = len(ranks) == world_size
         if not has_same_ranks and trainer.is_global_zero:
             print(f"resuming on {world_size} processes instead of {len(ranks)}, so not bit-exact", flush=True)
@@ -113,9 +111,8 @@ class Resume(callbacks.Checkpoint):
         private_lightning.restore_epoch_sums(trainer, [each["epoch_sums"] for each in ranks[rank::world_size]])
         self._last_step = private_lightning.num_steps_done(trainer)
         self._rank_state = rank_state if has_same_ranks else None
-        trainer.should_stop = (
-            state["should_stop"] and not is_between_steps
-        )  # training had stopped; the run was killed while testing
+        # If training had stopped, the run was killed while testing.
+        trainer.should_stop = state["should_stop"] and not is_between_steps
 
     def _between_steps(self, trainer: Trainer) -> None:
         if self._rank_state:
@@ -127,9 +124,8 @@ class Resume(callbacks.Checkpoint):
         is_late = 0 < self.every_n_seconds <= time.monotonic() - self._last_time
         signum, is_late = self.stop_signal.all_reduce(trainer, is_late)
         is_due = is_new_epoch or self._last_step is None or 0 < self.every_n_steps <= num_steps
-        is_due |= (
-            is_late and num_steps > 1
-        )  # the reduced flag lags by one step, so it is still set in the step after a checkpoint
+        # The reduced flag lags by one step, so it is still set in the step after a checkpoint.
+        is_due = is_due or (is_late and num_steps > 1)
         can_resume = is_new_epoch or private_lightning.is_resumable_point(trainer)
         if num_steps and (is_due or signum) and can_resume:
             self._save(trainer, is_between_steps=True)
@@ -143,12 +139,9 @@ class Resume(callbacks.Checkpoint):
     def _exit_if_stopped(self, trainer: Trainer, signum: int) -> None:
         if signum:
             trainer.strategy.barrier()
-            name = signal.Signals(signum).name
-            self._exit(trainer, f"stopped by {name} after step {trainer.global_step}", 128 + signum)
-
-    def _exit(self, trainer: Trainer, reason: str, code: int) -> NoReturn:
-        resumes = f"resumes from {self.files.kept[-1]}" if self.files.kept else "starts from scratch"
-        raise CoordinatedExit(f"{reason}; the same command {resumes if trainer.is_global_zero else 'resumes'}", code)
+            reason = f"stopped by {signal.Signals(signum).name} after step {trainer.global_step}"
+            path = f" from {self.files.kept[-1]}" if self.files.kept else ""  # only rank 0 has the files
+            raise CoordinatedExit(f"{reason}; the same command resumes{path}", 128 + signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, is_between_steps=False)

@@ -18,10 +18,11 @@ class TensorBoardLog(TensorBoardLogger):
     Files of more than 10 MB together, such as with many images, are not stored.
     """
 
+    _next_step = 0
+
     def __init__(self, save_dir: str, **kwargs: Any):
         check_writable(save_dir)
         super().__init__(save_dir, **kwargs)
-        self._next_step = 0
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self._next_step = max(self._next_step, (step or 0) + 1)

@@ -6,13 +6,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from cifar10 import AUGMENTATION, CIFAR10DataModule
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from resnet import Classifier
+from runtime.index_loader import seeded_generator
 from torch import Tensor, nn
 
 NUM_WHITENING_IMAGES = 5000  # from which the filters of the first layer are computed
 PATCH_SIZE = 2  # pixels per side of the patches that the first layer whitens
+
+
+class FastCIFAR10DataModule(CIFAR10DataModule):
+    """CIFAR-10, with each training image flipped in every other epoch instead of at random (Jordan 2024)."""
+
+    def draw_augmentation(self, epoch: int) -> Tensor:
+        _, top, left = super().draw_augmentation(epoch)
+        flip_at_first = torch.randint(2, top.shape, generator=seeded_generator(self.seed, AUGMENTATION))
+        return torch.stack([(flip_at_first + epoch) % 2, top, left])
 
 
 class FastNet(Classifier):

@@ -12,14 +12,15 @@ from functools import partial
 
 import torch
 from fast import FastNet
-from measuring import DATA, NUM_WARMUP_STEPS, ROOT, Result, interleave, seconds_per_step, train_command
+from measuring import DATA, NUM_WARMUP_STEPS, ROOT, Result, has_bf16, interleave, seconds_per_step, train_command
 from other_hosts import FLOPS, FLOPS_16, bytes_sent, communication_seconds, efficiency
 from resnet import ResNet18
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 NUM_STEPS, NUM_ROUNDS = 20, 2
-RECIPE = [f"--config={ROOT}/examples/fast/fast.yaml"]
+PRECISION = "bf16-mixed" if has_bf16("cpu") else "32-true"
+RECIPE = [f"--config={ROOT}/examples/fast/fast.yaml", f"--trainer.precision={PRECISION}"]
 TASKS = {"ResNet-18": (128, []), "recipe": (512, RECIPE)}  # global batch size and options
 SHARES = (0.45, 0.3, 0.25)  # of the recipe's steps, for each of its resolutions
 

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fast import FastNet
-from measuring import DEVICES, NUM_WARMUP_STEPS, ROOT, Clock, Images, Result, interleave, seconds_per_step
+from measuring import DEVICES, NUM_WARMUP_STEPS, ROOT, Clock, Images, Result, has_bf16, interleave, seconds_per_step
 from our_trainer import Linear, restore_process_state, time_train_py
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from resnet import Classifier, ResNet18
-from runtime.cli import supported_precision
 from torch import Tensor
 from torchmetrics import Accuracy
 
@@ -44,9 +43,10 @@ def linear() -> Task:
 
 
 def recipe(device: str) -> Task:
-    precision = "bf16-mixed" if supported_precision("bf16-mixed", device) == "bf16-mixed" else "32-true"
-    options = [f"--config={ROOT}/examples/fast/fast.yaml", f"--trainer.precision={precision}"]
-    data = {"batch_size": 512, "val_split": 0, "padding": 2, "alternate_flips": True}
+    precision = "bf16-mixed" if has_bf16(device) else "32-true"
+    options = [f"--config={ROOT}/examples/fast/fast.yaml", "--data=CIFAR10DataModule"]
+    options += [f"--trainer.precision={precision}"]
+    data = {"batch_size": 512, "val_split": 0, "padding": 2}
     # 40 steps including the warm-up steps, during which the resolution grows as in a whole run.
     return Task("recipe, batch 512", FastNet, options, data, 35, precision, num_rounds=5)
 

@@ -149,3 +149,11 @@ def train_command(*options: str, **environment: str) -> dict[str, Any]:
         | {"PYTHONPATH": f"{ROOT}/tests/support:{ROOT}/examples/synthetic:{ROOT}/examples/fast"}
         | environment,
     }
+
+
+def has_bf16(device: str) -> bool:
+    """Returns whether a device computes in bfloat16, instead of emulating it slowly."""
+    if device != "cpu":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "bf16" in cpuinfo.read_text()
