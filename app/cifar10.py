@@ -10,7 +10,7 @@ from pytorch_lightning import LightningDataModule
 from runtime.index_loader import IndexLoader, seeded_generator
 from torch import Tensor
 
-AUGMENTATION, SPLIT = 1, 2  # random streams, independent of IndexLoader's ORDER
+AUGMENTATION, SPLIT = 1, 2  # random streams, independent of 0, by which IndexLoader shuffles
 
 
 class CIFAR10DataModule(LightningDataModule):
@@ -18,7 +18,7 @@ class CIFAR10DataModule(LightningDataModule):
 
     Batches are float32 images [batch_size, 3, 32, 32], normalized to mean 0 and standard deviation 1 per channel, and
     int64 labels [batch_size], on the device that trains.
-    For other images of equal size, subclass this and define `read`, `num_classes`, `mean`, `std` and `description`.
+    For other images that all have the same size, subclass this and define `read`, `num_classes`, `mean`, `std` and `description`.
 
     Args:
         data_dir: Folder with cifar-10-python.tar.gz, which is downloaded if it is missing. May be read-only.
@@ -36,8 +36,8 @@ class CIFAR10DataModule(LightningDataModule):
     std = (0.2470, 0.2435, 0.2616)
     description = "CIFAR-10"
     samples_name = "images"
-    # The images are the same from any folder or server; and on a different number of processes only a different
-    # batch_size gives the same global batch size.
+    # Options that may change when a run resumes: the images are the same from any folder or server, and on a different
+    # number of processes only a different batch_size gives the same global batch size.
     resume_safe_options = ("data_dir", "url", "verify", "batch_size")
 
     def __init__(
@@ -75,7 +75,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.setup()  # on one process per host, so that only one downloads the archive
 
     def setup(self, stage: str | None = None) -> None:
-        if self.num_samples:
+        if self.num_samples:  # already set up
             return
         images, labels, num_test = self.read()
         check_images(images, labels, len(self.mean))
@@ -118,7 +118,7 @@ class CIFAR10DataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         split = "train" if self.trainer.training else "test" if self.trainer.testing else "val"
         images, labels = self.gather(split, batch, self.trainer.current_epoch)
-        # The images get the type of --trainer.precision.
+        # Lightning has converted only the indices to the type of --trainer.precision.
         return self.trainer.precision_plugin.convert_input(images), labels
 
     def gather(self, split: str, indices: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
@@ -132,7 +132,7 @@ class CIFAR10DataModule(LightningDataModule):
                 self.augmented_epoch = epoch
             flip, top, left = self.tensors["augmentation"][:, indices]
             height, width = (size - 2 * self.padding for size in images.shape[-2:])
-            crops = images.unfold(3, height, 1).unfold(4, width, 1)
+            crops = images.unfold(3, height, 1).unfold(4, width, 1)  # a view [2, N, C, top, left, height, width]
             images = crops[flip, indices, :, top, left]
         else:
             images = images[indices]

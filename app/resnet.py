@@ -53,12 +53,12 @@ class ResNet18(Classifier):
         network = torchvision.models.resnet18(num_classes=num_classes)
         for layer in network.layer4.modules():
             if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
-                layer.__class__ = Convolution
+                layer.__class__ = Convolution  # keeps its weights and their names
         super().__init__(network.to(memory_format=torch.channels_last))  # a tenth faster on a CPU
 
 
 class Convolution(nn.Conv2d):
-    """A padded 3x3 convolution that uses only the center of its kernel on 1x1 maps, where the rest sees only padding.
+    """A padded 3x3 convolution without bias that uses only the center of its kernel on 1x1 maps, where the rest sees only padding.
 
     On a CPU with AVX2, a training step of ResNet-18 on 32x32 images is 1.6 times as fast, with the same results.
     """

@@ -22,7 +22,7 @@ from runtime.report import print_summary
 def main() -> None:
     cli = CLI(Path(__file__).with_name("train.yaml"), purpose=__doc__)
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
-    trainer.fit(model, data)  # an interrupted run resumes here
+    trainer.fit(model, data)  # resumes here if the CLI has found a checkpoint of an interrupted run
     cli.best.load_weights(trainer, model)
     if cli.has_test:
         trainer.test(model, data, verbose=False)

@@ -28,7 +28,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).parents[1]
 SYNTHETIC = "python app/train.py --config examples/synthetic/synthetic.yaml --trainer.max_epochs=2"
 FAST = "python app/train.py --config examples/fast/fast.yaml --trainer.precision=bf16-mixed --data.val_split=5000"
-KILLED_AFTER = 73  # steps; an epoch has 47
+KILLED_AFTER = 73  # steps; an epoch has 50
 PACKAGES = ("torch", "torchvision", "pytorch-lightning")
 
 

@@ -87,8 +87,8 @@ class Containers(image._SageMakerContainer):
         defaults = [f"OMP_NUM_THREADS={num_threads}", "SIGTERM_WAIT_SECONDS=0", "HOME=/tmp"]
         service["environment"] = [each.replace("$", "$$") for each in [*defaults, *service["environment"]]]
         # The user will own the files that the container writes.
-        user = f"{os.getuid()}:{os.getgid()}"
-        return service | {"container_name": host, "user": user, "shm_size": "2gb", "tty": False}
+        service["user"] = f"{os.getuid()}:{os.getgid()}"  # the owner of the files that the container writes
+        return service | {"container_name": host, "shm_size": "2gb", "tty": False}
 
     def train(self, *args: Any) -> str:
         image._stream_output = self.stream_output  # the SDK's own loses the last lines

@@ -20,6 +20,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in FOLDERS]
 
 PARTS = {
     "input": "images per second that are ready for the network, compared with torchvision",
+    "network": "training steps of ResNet-18, compared with torchvision's",
     "steps": "training steps of ResNet-18 and a linear network, compared with a plain loop and a stock Trainer",
     "recipe": "training steps of the fast recipe, compared with a plain loop and a stock Trainer",
     "saving": "overhead of checkpoints",

@@ -1,11 +1,13 @@
 """Tests of how train.py reads the environment and the files of a SageMaker container."""
 
 import json
+import os
 
 import pytest
 import yaml
-from programs import SYNTHETIC, TINY, run_train_warm
-from sagemaker_env import checkpoint_dir
+from lightning_fabric.plugins.environments import LightningEnvironment
+from programs import SYNTHETIC, TINY, run_train, run_train_warm
+from sagemaker_env import PEER_LOST, checkpoint_dir, set_up_hosts
 from toolkit import sagemaker_environment
 
 
@@ -32,6 +34,39 @@ def test_options_override_the_default_folders_of_the_container(tmp_path):
     assert config["data"]["init_args"]["data_dir"] == "mine"
     assert config["model_dir"] is None
     assert config["optimizer"]["init_args"]["weight_decay"] == -1e-3
+
+
+@pytest.mark.slow
+def test_a_host_whose_name_does_not_resolve_counts_as_lost_after_the_timeout(tmp_path):
+    hosts = {"SM_HOSTS": '["algo-1.invalid", "algo-2.invalid"]', "SM_CURRENT_HOST": "algo-2.invalid"}
+    environment = sagemaker_environment(tmp_path, **hosts)
+    result = run_train(*TINY, *SYNTHETIC, "--process_group_timeout=3", cwd=tmp_path, env=environment, code=1)
+    assert "train.py: error: lost contact with a peer (see --process_group_timeout)" in result.stderr
+    assert (tmp_path / "output/failure").read_text().startswith(f"{PEER_LOST}: train.py: error: lost contact")
+
+
+def test_lightning_finds_the_hosts_of_the_job_by_environment_variables(monkeypatch):
+    for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")  # restored after the test
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SM_HOSTS", '["algo-1-abc", "algo-2-abc"]')
+    monkeypatch.setenv("SM_CURRENT_HOST", "algo-2-abc")
+    monkeypatch.setenv("SM_NETWORK_INTERFACE_NAME", "eth0")
+    set_up_hosts()
+    environment = LightningEnvironment()
+    assert (environment.main_address, environment.main_port, environment.node_rank()) == ("algo-1-abc", 29500, 1)
+    assert os.environ["NCCL_SOCKET_IFNAME"] == os.environ["GLOO_SOCKET_IFNAME"] == "eth0"
+
+
+def test_variables_that_are_set_already_win_over_the_hosts_of_the_job(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1234")
+    monkeypatch.setenv("NODE_RANK", "0")
+    monkeypatch.setenv("SM_HOSTS", '["algo-1-abc", "algo-2-abc"]')
+    monkeypatch.setenv("SM_CURRENT_HOST", "algo-2-abc")
+    set_up_hosts()
+    environment = LightningEnvironment()
+    assert (environment.main_address, environment.main_port, environment.node_rank()) == ("10.0.0.1", 1234, 0)
 
 
 def test_a_number_of_nodes_different_from_the_number_of_hosts_is_rejected(tmp_path):

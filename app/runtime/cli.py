@@ -93,8 +93,7 @@ class CLI(LightningCLI):
         parser.prefer_int()
 
     def parse_arguments(self, parser: Parser, args: Any) -> None:
-        args = join_values(sys.argv[1:])
-        args = [re.sub("^[^=]+", lambda name: NEW_NAMES.get(name[0], name[0]), arg) for arg in args]
+        args = [re.sub("^[^=]+", lambda old: NEW_NAMES.get(old[0], old[0]), arg) for arg in join_values(sys.argv[1:])]
         # In SageMaker, YAML files have a lower precedence than its folders.
         recipes = [arg for arg in args if in_sagemaker() and arg.startswith("--config=")]
         options = [arg for arg in args if arg not in recipes]
@@ -153,8 +152,7 @@ class CLI(LightningCLI):
             set_up_hosts()
             if config.num_nodes != len(hosts()):
                 raise ValueError(f"--trainer.num_nodes={config.num_nodes}: the SageMaker job has {len(hosts())} hosts")
-        report = Report(not config.enable_progress_bar, getattr(self.data_class, "samples_name", "samples"))
-        callbacks = [self.best, report]
+        callbacks = [self.best, Report(config.enable_progress_bar, getattr(self.data_class, "samples_name", "samples"))]
         if config.logger:
             callbacks.append(LearningRateMonitor())
         self.resume = None

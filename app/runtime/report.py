@@ -8,6 +8,8 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from runtime.private_lightning import loaders
 
+START = time.monotonic()  # after the imports of torch and Lightning
+
 
 # A Checkpoint, because Lightning calls those after the module's own hooks, where many modules log.
 class Report(Checkpoint):
@@ -17,12 +19,12 @@ class Report(Checkpoint):
     loaders have a batch size; the data module's `samples_name` replaces the word "samples".
 
     Args:
-        print_epochs: Print a line of metrics after each epoch and after the test.
+        has_progress_bar: Print no line of metrics after each epoch and after the test, as the progress bar shows them.
         samples_name: Plural of what a sample is, such as "images".
     """
 
-    def __init__(self, print_epochs: bool, samples_name: str = "samples"):
-        self.print_epochs = print_epochs
+    def __init__(self, has_progress_bar: bool, samples_name: str = "samples"):
+        self.has_progress_bar = has_progress_bar
         self.samples_name = samples_name
         self.start = 0.0  # of the epoch, later by the time of its validations
 
@@ -62,7 +64,7 @@ class Report(Checkpoint):
         self._print(trainer, logged_metrics(trainer))
 
     def _print(self, trainer: Trainer, values: dict[str, float]) -> None:
-        if self.print_epochs and trainer.is_global_zero:
+        if not self.has_progress_bar and trainer.is_global_zero:
             print(*(f"{key}={value:.6g}" for key, value in values.items()), flush=True)
 
 
@@ -89,12 +91,16 @@ def num_samples_per_batch(trainer: Trainer) -> int:
 
 
 def print_summary(trainer: Trainer, data: LightningDataModule | None, paths: dict[str, Any]) -> None:
-    """Prints the last metrics and the output paths in two columns. `test_acc` is shown as a percentage."""
+    """Prints the last metrics, the duration of this process without imports, and the output paths, in two columns.
+
+    `test_acc` is shown as a percentage.
+    """
     metrics = logged_metrics(trainer)
     rows = {}
     if 0 <= metrics.get("test_acc", -1) <= 1:
         rows["test accuracy"] = f"{metrics.pop('test_acc'):.1%} on {getattr(data, 'description', 'test data')}"
-    rows |= {name: f"{value:.6g}" for name, value in metrics.items()} | paths
+    rows |= {name: f"{value:.6g}" for name, value in metrics.items()}
+    rows |= {"duration": f"{time.monotonic() - START:.0f} s"} | paths
     width = max(map(len, rows)) + 2
     if trainer.is_global_zero:
         print("", *(f"{name:{width}}{value}" for name, value in rows.items()), sep="\n", flush=True)

@@ -123,7 +123,7 @@ def hardware_and_versions() -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "pytorch-lightning": pytorch_lightning.__version__,
-        "cpu": cpu,
+        "cpu": f"{cpu}, used as {torch.backends.cpu.get_cpu_capability()}",
         "cores": os.cpu_count(),
         "threads of torch": torch.get_num_threads(),
         "load average before": round(os.getloadavg()[0], 1),
