@@ -18,7 +18,8 @@ class CIFAR10DataModule(LightningDataModule):
 
     Batches are float32 images [batch_size, 3, 32, 32], normalized to mean 0 and standard deviation 1 per channel, and
     int64 labels [batch_size], on the device that trains.
-    For other images that all have the same size, subclass this and define `read`, `num_classes`, `mean`, `std` and `description`.
+    For other images, all of the same size, subclass this and define `read`, `num_classes`, `mean`, `std` and
+    `description`.
 
     Args:
         data_dir: Folder with cifar-10-python.tar.gz, which is downloaded if it is missing. May be read-only.

@@ -58,7 +58,7 @@ class ResNet18(Classifier):
 
 
 class Convolution(nn.Conv2d):
-    """A padded 3x3 convolution without bias that uses only the center of its kernel on 1x1 maps, where the rest sees only padding.
+    """A padded 3x3 convolution without bias. On 1x1 maps, where the rest of its kernel sees padding, it uses the center.
 
     On a CPU with AVX2, a training step of ResNet-18 on 32x32 images is 1.6 times as fast, with the same results.
     """

@@ -308,7 +308,9 @@ def test_two_processes_with_lightnings_sampler_report_a_stateless_loader(tmp_pat
 def test_resuming_on_a_different_number_of_processes_is_rejected(tmp_path):
     interrupt(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path, step=17)
     result = train(*GLYPHS, *THREE_EPOCHS, "--trainer.devices=2", cwd=tmp_path, code=2)
-    assert re.search(r"was saved with .*1 processes, this run has .*2 processes: match them, or start", result.stderr)
+    assert re.search(
+        r"the checkpoint has .*1 processes, this run .*2 processes: make them equal, or pass", result.stderr
+    )
 
 
 @pytest.mark.slow
