@@ -26,7 +26,7 @@ class CIFAR10DataModule(LightningDataModule):
         batch_size: Batch size of each process, at least 1. The global batch size is this times the number of processes.
         val_split: Number of training images held out for validation, from 0 to 49,999.
         augment: Pad training images with black, crop them at random positions, and flip half of them horizontally.
-        padding: Pixels of padding on each side; 4 in He et al. 2015, section 4.2, less for short trainings.
+        padding: Pixels of padding on each side; 4 in He et al. 2015, section 4.2, less for short runs.
         seed: Seed of the validation split, the shuffling, the crops and the flips, at least 0.
         verify: Accept only an archive with CIFAR-10's official MD5 checksum.
         url: Address from which a missing archive is downloaded.
@@ -97,7 +97,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.tensors["mean"] = torch.tensor(self.mean).view(-1, 1, 1) * 255
         self.tensors["std"] = torch.tensor(self.std).view(-1, 1, 1) * 255
         if self.augment:
-            # Storing mirrored images as well, half a GB for CIFAR-10, is 1.6 times as fast as flipping every batch.
+            # Storing mirrored images as well, 0.4 GB for CIFAR-10, is 1.6 times as fast as flipping every batch.
             flips = torch.stack([self.tensors["train_images"], self.tensors["train_images"].flip(-1)])
             self.tensors["train_images"] = F.pad(flips, (self.padding,) * 4)
 

@@ -73,7 +73,7 @@ def one_line_errors(code: int = 2) -> Iterator[None]:
         if not isinstance(error, (ValueError, RuntimeError, yaml.YAMLError, BotoCoreError, Boto3Error, ClientError)):
             raise
         hints = [f"; {hint}" for word, hint in HINTS.items() if word in str(error)]
-        # The lines of a container's log, in a RuntimeError, stay lines.
+        # The table of containers, in a RuntimeError, keeps its lines.
         message = str(error) if isinstance(error, RuntimeError) else " ".join(str(error).split())
         exit_with(f"{message}{''.join(hints)}", 2 if isinstance(error, ValueError) else code)
 

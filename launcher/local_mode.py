@@ -1,4 +1,4 @@
-"""This machine: its GPU and its Docker."""
+"""Checks for local mode: GPU, Docker, Docker Compose and image."""
 
 import subprocess
 from pathlib import Path

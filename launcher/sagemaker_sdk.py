@@ -29,7 +29,7 @@ from launcher.local_mode import compose_command, output_of
 # Both are wrapped in telemetry, which sends the account's ID, waits without a timeout, and swallows Ctrl-C.
 EstimatorBase.fit = EstimatorBase.fit.__wrapped__
 LocalClient.create_training_job = LocalClient.create_training_job.__wrapped__
-# The SDK knows version 2 of Docker Compose only: aws/sagemaker-python-sdk #5739, #4137.
+# The SDK accepts the plugin `docker compose` in version 2 only: aws/sagemaker-python-sdk #5739, #4137.
 image._SageMakerContainer._get_compose_cmd_prefix = staticmethod(compose_command)
 
 

@@ -59,6 +59,7 @@ class CLI(LightningCLI):
     """Parses the options and creates trainer, model and data module. Invalid options exit with a one-line error.
 
     Defaults < the YAML file `defaults` < --config < SageMaker's folders < options on the command line.
+    Outside SageMaker, --config and the options count in the order given.
 
     Args:
         defaults: YAML file with the defaults of the program.
@@ -102,7 +103,7 @@ class CLI(LightningCLI):
         self.model_class = pydoc.locate(preliminary.model.class_path)
         if not isinstance(self.model_class, type):
             raise ValueError(f"--model={preliminary.model.class_path}: expected a LightningModule, not a function")
-        # The module may have the data.
+        # The module may define its own loaders.
         self.data_class = pydoc.locate(preliminary.data.class_path) if preliminary.data else None
         platform = sagemaker_options() if in_sagemaker() else []
         derived = self._class_options(preliminary)

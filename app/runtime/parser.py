@@ -16,7 +16,7 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         options = re.findall(r"^  --([\w.]+)", self.format_help(), re.MULTILINE)
-        # Not an exception, which the parser of a class around this one would take for one of several reasons.
+        # The parser of an enclosing class would report an exception as one of several possible causes.
         exit_with(explain(str(unwrap(ex) or message), options), 2)
 
     def format_help(self) -> str:

@@ -218,6 +218,9 @@ def restore_metrics(module: LightningModule, states: dict[str, dict[str, Any]]) 
 
 
 def continue_version(logger: TensorBoardLogger, version: int | str | None, purge_step: int) -> None:
-    """Makes a logger append to a version; TensorBoard ignores what was logged there from `purge_step` on."""
-    logger._version = version
+    """Makes a logger append to a version, unless one was passed to it.
+
+    TensorBoard ignores what was logged there from `purge_step` on.
+    """
+    logger._version = version if logger._version is None else logger._version
     logger._kwargs["purge_step"] = purge_step

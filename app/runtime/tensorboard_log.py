@@ -40,7 +40,6 @@ class TensorBoardLog(TensorBoardLogger):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues the log of `state`, without what was logged later, in its folder unless a version was passed."""
         self._next_step = state["next_step"]
-        version = state["version"] if self._version is None else self._version
-        continue_version(self, version, self._next_step)
+        continue_version(self, state["version"], self._next_step)
         for name, content in state["files"].items():
             write_atomically(content, Path(self.log_dir, name))
