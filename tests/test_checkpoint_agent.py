@@ -52,6 +52,23 @@ def test_the_agent_copies_changes_and_deletions_and_restores_the_files(tmp_path)
         assert (tmp_path / f"host-{number}/b").read_text() == "b"
 
 
+def test_the_agent_marks_the_file_that_it_copies_and_removes_its_marks(tmp_path):
+    folder, seen = tmp_path / "folder", set()
+    agent = CheckpointAgent(folder, tmp_path / "store", tmp_path / "gone", seconds=0)
+    copy = agent.put
+
+    def put(name: str, content: bytes) -> None:
+        seen.update(path.name for path in folder.iterdir())
+        copy(name, content)
+
+    agent.put = put
+    (folder / "a").touch()
+    agent.start()
+    agent.finish()
+    assert seen == {"a", "a.sagemaker-uploading"}
+    assert [path.name for path in folder.iterdir()] == ["a"]
+
+
 def test_the_agent_of_a_lost_host_stops_copying(tmp_path):
     agent = CheckpointAgent(tmp_path / "folder", tmp_path / "store", tmp_path / "gone")
     (tmp_path / "folder/a").write_text("a")

@@ -15,7 +15,9 @@ class CheckpointAgent:
 
     The agent does not know when a file is complete. It copies a changed file in parts, opening it for each part, up to
     the size that it saw first; the new file appears in the store once all parts are read. It also copies deletions.
-    Some copies are slow. At a file that keeps growing, the agent stops for good without an error.
+    Some copies are slow. While it copies NAME, NAME.sagemaker-uploading exists beside it, and at the end for a moment
+    NAME.sagemaker-uploaded; it ignores names with `.sagemaker-`. At a file that keeps growing, the agent stops for good
+    without an error.
 
     Args:
         folder: The checkpoint folder of the host; created if missing.
@@ -60,6 +62,8 @@ class CheckpointAgent:
         """Returns the size and modification time of each file by name."""
         states = {}
         for path in self.folder.iterdir():
+            if ".sagemaker-" in path.name:
+                continue
             with contextlib.suppress(FileNotFoundError):
                 state = path.stat()
                 states[path.name] = state.st_size, state.st_mtime_ns
@@ -88,6 +92,16 @@ class CheckpointAgent:
 
     def _copy(self, name: str, size: int) -> bool:
         """Copies a file and returns whether the store has it."""
+        uploading, uploaded = (self.folder / f"{name}.sagemaker-{state}" for state in ("uploading", "uploaded"))
+        uploading.touch()
+        is_copied = self._copy_parts(name, size)
+        if is_copied:
+            uploaded.touch()
+        uploading.unlink(missing_ok=True)
+        uploaded.unlink(missing_ok=True)
+        return is_copied
+
+    def _copy_parts(self, name: str, size: int) -> bool:
         parts, part_size = [], max(4096, size // 8)
         slow_part = self._rng.randrange(24)  # in a third of the copies, one of the eight parts
         for number, start in enumerate(range(0, size, part_size)):
