@@ -203,10 +203,9 @@ def test_a_log_that_is_not_for_s3_is_not_copied():
 @pytest.mark.slow
 def test_a_dry_run_shows_both_ends_of_the_copy_of_the_log(capsys):
     launch(read_options([*CLOUD, "--hyperparams", "logger.save_dir=s3://my-bucket/tensorboard", "--dry_run"]))
-    output = capsys.readouterr()
-    request, command = output.out, output.err
-    assert '"S3OutputPath": "s3://my-bucket/tensorboard"' in request
-    assert f"--logger.save_dir {LOG_DIR} " in command
+    request = json.loads(capsys.readouterr().out)
+    assert request["TensorBoardOutputConfig"]["S3OutputPath"] == "s3://my-bucket/tensorboard"
+    assert request["HyperParameters"]["logger.save_dir"] == json.dumps(LOG_DIR)
 
 
 def test_letters_of_all_languages_are_allowed_in_tags():
