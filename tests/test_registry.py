@@ -155,7 +155,7 @@ def test_an_image_built_with_arguments_is_pushed_with_image_tag(push, password, 
 
 def test_a_tag_cannot_be_used_for_a_different_image(push):
     first = push()
-    assert "set IMAGE_TAG to a tag for it" in push("--build-arg", "WORD=fast", code=2).stderr
+    assert "set IMAGE_TAG to give it a tag of its own" in push("--build-arg", "WORD=fast", code=2).stderr
     tag = first.stdout.strip().split(":")[-1]
     line = push("--build-arg", "WORD=fast", IMAGE_TAG=tag, code=2).stderr
     assert line.count("\n") == 1 and "set IMAGE_TAG to a different tag" in line
@@ -226,7 +226,7 @@ def test_a_build_that_leaves_no_image_does_not_push_an_older_one(push, tmp_path)
     push()
     (tmp_path / "docker/requirements/others.txt").write_text("changed")
     line = error_line(push(code=2, ENGINE="no-image"))
-    assert line.startswith("the build left no image in Docker Engine; ")
+    assert line.startswith("the builder loaded no image into Docker Engine; ")
     assert (tmp_path / "commands").read_text().count("push ") == 1
 
 
