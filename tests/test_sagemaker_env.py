@@ -45,28 +45,28 @@ def test_a_host_whose_name_does_not_resolve_counts_as_lost_after_the_timeout(tmp
     assert (tmp_path / "output/failure").read_text().startswith(f"{PEER_LOST}: train.py: error: lost contact")
 
 
-def test_lightning_finds_the_hosts_of_the_job_by_environment_variables(monkeypatch):
+@pytest.mark.parametrize(
+    "set_already, expected",
+    [
+        ({}, ("algo-1-abc", 29500, 1, "eth0")),
+        (
+            {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234", "NODE_RANK": "0", "NCCL_SOCKET_IFNAME": "eth1"},
+            ("10.0.0.1", 1234, 0, "eth1"),
+        ),
+    ],
+)
+def test_lightning_finds_the_hosts_of_the_job_unless_its_variables_are_set(monkeypatch, set_already, expected):
     for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
         monkeypatch.setenv(name, "")  # restored after the test
         monkeypatch.delenv(name)
-    monkeypatch.setenv("SM_HOSTS", '["algo-1-abc", "algo-2-abc"]')
-    monkeypatch.setenv("SM_CURRENT_HOST", "algo-2-abc")
-    monkeypatch.setenv("SM_NETWORK_INTERFACE_NAME", "eth0")
+    job = {"SM_HOSTS": '["algo-1-abc", "algo-2-abc"]', "SM_CURRENT_HOST": "algo-2-abc"}
+    for name, value in (job | {"SM_NETWORK_INTERFACE_NAME": "eth0"} | set_already).items():
+        monkeypatch.setenv(name, value)
     set_up_hosts()
-    environment = LightningEnvironment()
-    assert (environment.main_address, environment.main_port, environment.node_rank()) == ("algo-1-abc", 29500, 1)
-    assert os.environ["NCCL_SOCKET_IFNAME"] == os.environ["GLOO_SOCKET_IFNAME"] == "eth0"
-
-
-def test_variables_that_are_set_already_win_over_the_hosts_of_the_job(monkeypatch):
-    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", "1234")
-    monkeypatch.setenv("NODE_RANK", "0")
-    monkeypatch.setenv("SM_HOSTS", '["algo-1-abc", "algo-2-abc"]')
-    monkeypatch.setenv("SM_CURRENT_HOST", "algo-2-abc")
-    set_up_hosts()
-    environment = LightningEnvironment()
-    assert (environment.main_address, environment.main_port, environment.node_rank()) == ("10.0.0.1", 1234, 0)
+    found = LightningEnvironment()
+    interface = os.environ["NCCL_SOCKET_IFNAME"]
+    assert (found.main_address, found.main_port, found.node_rank(), interface) == expected
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "eth0"
 
 
 def test_a_number_of_nodes_different_from_the_number_of_hosts_is_rejected(tmp_path):

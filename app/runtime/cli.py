@@ -94,7 +94,8 @@ class CLI(LightningCLI):
         parser.prefer_int()
 
     def parse_arguments(self, parser: Parser, args: Any) -> None:
-        args = [re.sub("^[^=]+", lambda old: NEW_NAMES.get(old[0], old[0]), arg) for arg in join_values(sys.argv[1:])]
+        args = join_values(sys.argv[1:])
+        args = [re.sub("^[^=]+", lambda name: NEW_NAMES.get(name[0], name[0]), arg) for arg in args]
         # In SageMaker, YAML files have a lower precedence than its folders.
         recipes = [arg for arg in args if in_sagemaker() and arg.startswith("--config=")]
         options = [arg for arg in args if arg not in recipes]
