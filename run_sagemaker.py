@@ -105,11 +105,10 @@ def main() -> None:
 
 
 def launch(options: Namespace) -> None:
-    if not (options.attach or options.stop):
-        check_options(options)
-    session = create_session(options)
     if options.attach or options.stop:
-        return attach_or_stop(options, session)
+        return attach_or_stop(options, create_session(options))
+    check_options(options)
+    session = create_session(options)
     if options.is_local and not options.dry_run:
         check_machine(options)
     elif not options.dry_run:

@@ -84,7 +84,7 @@ def violations(value: Any, shape: Any, field: str = "") -> Iterator[str]:
     size = value if isinstance(value, int) else len(value)
     shown = f"{field}={str(value)[:80]}"
     if not rules.get("min", size) <= size <= rules.get("max", size):
-        yield f"{shown}: has size {size}, expected {rules.get('min', 0)} to {rules.get('max', 'any number')}"
+        yield f"{shown}: value or length is {size}, expected {rules.get('min', 0)} to {rules.get('max', 'any number')}"
     if value not in rules.get("enum", [value]):
         yield f"{shown}: expected one of {', '.join(rules['enum'])}"
     pattern = rules.get("pattern", r"\p{L}")
@@ -121,5 +121,6 @@ def wait_for_check(check: subprocess.Popen) -> None:
     """Raises ValueError with the last line of train.py's stderr if it rejects the options; else prints its stderr."""
     stderr = check.communicate()[1]
     if check.returncode:
-        raise ValueError(f"--hyperparams: {''.join(stderr.strip().splitlines()[-1:])}")
+        lines = stderr.strip().splitlines() or [f"train.py ended with exit code {check.returncode}"]
+        raise ValueError(f"--hyperparams: {lines[-1]}")
     print(stderr, end="", file=sys.stderr)

@@ -13,7 +13,7 @@ import yaml
 
 HINTS = {
     "xpired": "log in again, for example with `aws sso login`",
-    "AccessDenied": "attach the policies of docker/policies to your user and to the role of the job",
+    "AccessDenied": "attach docker/policies/laptop.json to your user, and execution-role.json to the role",
     "ResourceLimitExceeded": "request a higher quota in the AWS console, under Service Quotas, or wait for other jobs",
     "CapacityError": "no capacity for this instance type: try later, or a different type or region, or without spot",
 }

@@ -86,7 +86,6 @@ class Containers(image._SageMakerContainer):
         # exist in the image, needs a home for what torchvision downloads.
         defaults = [f"OMP_NUM_THREADS={num_threads}", "SIGTERM_WAIT_SECONDS=0", "HOME=/tmp"]
         service["environment"] = [each.replace("$", "$$") for each in [*defaults, *service["environment"]]]
-        # The user will own the files that the container writes.
         service["user"] = f"{os.getuid()}:{os.getgid()}"  # the owner of the files that the container writes
         return service | {"container_name": host, "shm_size": "2gb", "tty": False}
 
@@ -101,7 +100,7 @@ class Containers(image._SageMakerContainer):
                 print(line.decode(errors="replace"), end="", flush=True)
             if process.wait():
                 states = output_of(*compose, "ps", "--all").stdout
-                raise RuntimeError(f"a container failed; its log is above:\n{states}")
+                raise RuntimeError(f"a container failed; its log is above. All containers:\n{states}")
             self.succeeded = True
         finally:  # before the SDK deletes folders to which running containers would still write
             output_of(*compose, "down")

@@ -113,7 +113,7 @@ def test_a_truncated_archive_is_rejected_even_without_verification(archive, num_
     archive.write_bytes(archive.read_bytes()[:num_bytes])
     assert "--data.verify=false" in error_line("--data.data_dir=.", cwd=archive.parent)
     line = error_line("--data.data_dir=.", "--data.verify=false", cwd=archive.parent)
-    assert "not a complete archive" in line
+    assert "not a CIFAR-10 archive" in line
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

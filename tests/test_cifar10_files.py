@@ -62,13 +62,17 @@ def test_an_archive_with_code_in_it_is_rejected_before_the_code_runs(tmp_path):
         (
             "data_batch_2",
             {"data": np.zeros((20, 3071), np.uint8), "labels": [0] * 20},
-            "not a complete archive (shape '[-1, 3, 32, 32]'",
+            "not a CIFAR-10 archive (shape '[-1, 3, 32, 32]'",
         ),
         ("data_batch_2", {"data": np.zeros((20, 3072), np.float32), "labels": [0] * 20}, "float32"),
         ("data_batch_3", {"data": np.zeros((19, 3072), np.uint8), "labels": [0] * 20}, "[120]"),
         ("test_batch", {"data": np.zeros((20, 3072), np.uint8), "labels": [0] * 19}, "[119]"),
-        ("test_batch", {"data": np.zeros((20, 3072), np.uint8), "labels": ["cat"] * 20}, "not a complete archive"),
-        ("test_batch", [1, 2, 3], "not a complete archive"),
+        (
+            "test_batch",
+            {"data": np.zeros((20, 3072), np.uint8), "labels": ["cat"] * 20},
+            "not a CIFAR-10 archive",
+        ),
+        ("test_batch", [1, 2, 3], "not a CIFAR-10 archive"),
         ("data_batch_5", None, "data_batch_5"),
     ],
 )

@@ -193,7 +193,7 @@ def test_a_killed_container_stops_the_run_within_15_seconds(project):
     assert time.monotonic() - start_time < 15
     assert process.returncode == 1
     message = log.split("run_sagemaker.py: error: ")[1]
-    assert message.startswith("a container failed; its log is above:\n")
+    assert message.startswith("a container failed; its log is above. All containers:\n")
     assert re.search(rf"^{container} .* Exit(ed)? \(?137\b", message, re.MULTILINE)
     assert "Traceback (most recent call last)" not in message
     assert earlier_model.read_text() == "of an earlier run"

@@ -222,5 +222,5 @@ def test_without_a_gpu_the_launcher_says_which_options_train_on_the_cpu(laptop):
     result = run_sagemaker(cwd=laptop, code=2, PATH="")
     assert result.stderr == (
         "run_sagemaker.py: error: --instance_type=local_gpu: nvidia-smi finds no GPU; use "
-        "--instance_type=local; train on the CPU with --hyperparams trainer.accelerator=cpu trainer.devices=1\n"
+        "local instead, and train on the CPU with --hyperparams trainer.accelerator=cpu trainer.devices=1\n"
     )

@@ -183,7 +183,7 @@ def test_a_missing_permission_names_the_policies_to_attach(account):
     with account.enforce_policies():
         line = error_line(environment=newcomer)
     assert re.match(
-        ".*(AccessDenied|not authorized).*CreateTrainingJob.*; attach the policies of docker/policies", line
+        ".*(AccessDenied|not authorized).*CreateTrainingJob.*; attach docker/policies/laptop.json to your user", line
     )
 
 

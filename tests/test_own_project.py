@@ -92,7 +92,7 @@ def test_an_ignored_optimizer_option_is_reported(finished, kind):
 def test_without_val_loss_the_last_network_is_exported_with_a_warning(finished, kind):
     folder, result = finished(kind)
     line = "train.py: warning: testing and exporting the final weights instead of the best, "
-    line += "see --checkpoint.monitor: val_loss was never logged\n"
+    line += "--checkpoint.monitor=val_loss was never logged\n"
     has_none = "val_loss" not in KINDS[kind][2]
     assert result.stderr.count(line) == has_none
     if has_none:
@@ -231,7 +231,7 @@ def test_resuming_with_a_different_batch_size_is_rejected(tmp_path):
     stderr = train(*options, "--ckpt_path=last", cwd=tmp_path, code=2).stderr
     assert stderr.splitlines()[-1] == (
         "train.py: error: the checkpoint has 10 batches per epoch, 1 batches per step, 1 processes, this run 12 "
-        "batches per epoch, 1 batches per step, 1 processes: make them equal, or pass --ckpt_path=none to start from "
+        "batches per epoch, 1 batches per step, 1 processes; use equal values, or pass --ckpt_path=none to start from "
         "scratch"
     )
     line = "skipping logs/checkpoints/last-step=16.ckpt: was saved with a different data batch_size; this run "
@@ -309,7 +309,7 @@ def test_resuming_on_a_different_number_of_processes_is_rejected(tmp_path):
     interrupt(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path, step=17)
     result = train(*GLYPHS, *THREE_EPOCHS, "--trainer.devices=2", cwd=tmp_path, code=2)
     assert re.search(
-        r"the checkpoint has .*1 processes, this run .*2 processes: make them equal, or pass", result.stderr
+        r"the checkpoint has .*1 processes, this run .*2 processes; use equal values, or pass", result.stderr
     )
 
 

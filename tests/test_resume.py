@@ -239,7 +239,7 @@ def test_resuming_on_fewer_processes_loses_and_repeats_no_sample(tmp_path):
     stdout = run_train_warm(*RUN, "--data=tiny.Recording", "--data.batch_size=32", cwd=tmp_path).stdout
     # A rank learns of the signal of the other one step later.
     assert "resuming from logs/checkpoints/last-step=21.ckpt, step 21 in epoch 1\n" in stdout
-    assert "resuming on 1 processes instead of 2, so not bit-exact\n" in stdout
+    assert "resuming with world size 1 instead of 2: not bit-exact\n" in stdout
     assert samples(tmp_path, "train", 1) == list(range(500))
 
 
@@ -262,7 +262,7 @@ def test_a_different_number_of_samples_per_step_is_rejected(tmp_path):
     line = run_train_warm(*RUN, "--data.batch_size=16", cwd=tmp_path, code=2).stderr.splitlines()[-1]
     assert line == (
         "train.py: error: the checkpoint has 32 samples per step, 16 batches per epoch, this run 16 samples per step, "
-        "32 batches per epoch: make them equal, or pass --ckpt_path=none to start from scratch"
+        "32 batches per epoch; use equal values, or pass --ckpt_path=none to start from scratch"
     )
 
 

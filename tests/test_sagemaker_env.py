@@ -72,7 +72,7 @@ def test_lightning_finds_the_hosts_of_the_job_unless_its_variables_are_set(monke
 def test_a_number_of_nodes_different_from_the_number_of_hosts_is_rejected(tmp_path):
     options = (*TINY, *SYNTHETIC, "--trainer.num_nodes=3")
     result = run_train_warm(*options, cwd=tmp_path, env=sagemaker_environment(tmp_path), code=2)
-    assert result.stderr.splitlines()[-1] == "train.py: error: --trainer.num_nodes=3: the SageMaker job has 1 hosts"
+    assert result.stderr.splitlines()[-1] == "train.py: error: --trainer.num_nodes=3: expected 1, the number of hosts"
 
 
 def test_the_checkpoint_folder_is_the_local_path_in_sagemakers_config(tmp_path):

@@ -53,12 +53,12 @@ class BestNetwork(ModelCheckpoint):
         if trainer.is_global_zero and not trainer.fast_dev_run:
             try:
                 if not self.best_model_path:
-                    raise ValueError(f"{self.monitor} was never logged")
+                    raise ValueError(f"--checkpoint.monitor={self.monitor} was never logged")
                 checkpoint = read_checkpoint(Path(self.best_model_path))
                 model.on_load_checkpoint(checkpoint)
                 model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
             except ValueError as error:
-                warn(f"testing and exporting the final weights instead of the best, see --checkpoint.monitor: {error}")
+                warn(f"testing and exporting the final weights instead of the best: {error}")
 
 
 def export_weights(trainer: Trainer, model: LightningModule, path: Path) -> None:

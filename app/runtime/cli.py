@@ -100,7 +100,8 @@ class CLI(LightningCLI):
         recipes = [arg for arg in args if in_sagemaker() and arg.startswith("--config=")]
         options = [arg for arg in args if arg not in recipes]
         files = [self.defaults, *recipes]
-        preliminary = parser.parse_args([*files, *(arg for arg in options if not arg.startswith("--print_config"))])
+        checked = [arg for arg in options if not arg.startswith("--print_config")]
+        preliminary = parser.parse_args([*files, *checked])
         self.model_class = pydoc.locate(preliminary.model.class_path)
         if not isinstance(self.model_class, type):
             raise ValueError(f"--model={preliminary.model.class_path}: expected a LightningModule, not a function")
@@ -152,8 +153,9 @@ class CLI(LightningCLI):
         config.plugins = [files, *as_list(config.plugins)]
         if in_sagemaker():
             set_up_hosts()
-            if config.num_nodes != len(hosts()):
-                raise ValueError(f"--trainer.num_nodes={config.num_nodes}: the SageMaker job has {len(hosts())} hosts")
+            num_hosts = len(hosts())
+            if config.num_nodes != num_hosts:
+                raise ValueError(f"--trainer.num_nodes={config.num_nodes}: expected {num_hosts}, the number of hosts")
         callbacks = [self.best, Report(config.enable_progress_bar, getattr(self.data_class, "samples_name", "samples"))]
         if config.logger:
             callbacks.append(LearningRateMonitor())
@@ -247,6 +249,5 @@ def check_devices(accelerator: str, devices: Any) -> None:
     has_gpu = accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
     if not has_gpu and (accelerator in ("gpu", "cuda") or str(devices) == "-1"):
         options = f"--trainer.accelerator={accelerator} --trainer.devices={devices}"
-        reason = f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, finds no GPU"
-        advice = "train on the CPU with --trainer.accelerator=cpu --trainer.devices=1"
-        raise ValueError(f"{options}: {reason}; {advice}")
+        reason = f"torch {torch.__version__} finds no GPU (torch.version.cuda is {torch.version.cuda})"
+        raise ValueError(f"{options}: {reason}; train on the CPU with --trainer.accelerator=cpu --trainer.devices=1")

@@ -85,7 +85,6 @@ def warn(message: str) -> None:
 def show(level: str, message: str) -> None:
     # One write per line, as several ranks share stderr.
     sys.stderr.write(f"train.py: {level}: {message}\n")
-    sys.stderr.flush()
 
 
 def local_rank() -> int:

@@ -112,9 +112,8 @@ def is_resumable_point(trainer: Trainer) -> bool:
     Accumulated gradients are not saved, and right after a validation, a resumed run would count it a second time.
     """
     loop = trainer.fit_loop.epoch_loop
-    is_accumulating = loop._should_accumulate()
     is_after_validation = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
-    return not is_accumulating and not is_after_validation and loaders_are_stateful(trainer)
+    return not (loop._should_accumulate() or is_after_validation) and loaders_are_stateful(trainer)
 
 
 def preload_checkpoint(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

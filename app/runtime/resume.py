@@ -101,10 +101,10 @@ class Resume(callbacks.Checkpoint):
         rank, world_size = trainer.global_rank, trainer.world_size
         if state["batch_geometry"] != batch_geometry(trainer):
             difference = f"the checkpoint has {state['batch_geometry']}, this run {batch_geometry(trainer)}"
-            raise CoordinatedExit(f"{difference}: make them equal, or pass --ckpt_path=none to start from scratch", 2)
+            raise CoordinatedExit(f"{difference}; use equal values, or pass --ckpt_path=none to start from scratch", 2)
         has_same_ranks = len(ranks) == world_size
         if not has_same_ranks and trainer.is_global_zero:
-            print(f"resuming on {world_size} processes instead of {len(ranks)}, so not bit-exact", flush=True)
+            print(f"resuming with world size {world_size} instead of {len(ranks)}: not bit-exact", flush=True)
         rank_state = ranks[rank if has_same_ranks else 0]
         is_between_steps = state["is_between_steps"]
         private_lightning.restore_loop_state(trainer, is_between_steps, rank_state["loaders"], state["metrics"])
@@ -140,8 +140,9 @@ class Resume(callbacks.Checkpoint):
         if signum:
             trainer.strategy.barrier()
             reason = f"stopped by {signal.Signals(signum).name} after step {trainer.global_step}"
-            path = f" from {self.files.kept[-1]}" if self.files.kept else ""  # only rank 0 has the files
-            raise CoordinatedExit(f"{reason}; the same command resumes{path}", 128 + signum)
+            # Only rank 0 has the files.
+            advice = f"; the same command resumes from {self.files.kept[-1]}" if self.files.kept else ""
+            raise CoordinatedExit(f"{reason}{advice}", 128 + signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, is_between_steps=False)
@@ -183,7 +184,8 @@ class Resume(callbacks.Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Lightning's teardown synchronizes the device, which can block on other ranks, as can torch at process exit.
-        if trainer.world_size > 1 and isinstance(exception, Exception) and not isinstance(exception, CoordinatedExit):
+        is_coordinated = isinstance(exception, CoordinatedExit) or not isinstance(exception, Exception)
+        if trainer.world_size > 1 and not is_coordinated:
             for logger in trainer.loggers:
                 logger.finalize("failed")
             end_process(exception)
