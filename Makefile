@@ -13,7 +13,7 @@ train: .venv/installed  ## Train a ResNet-18 on the CPU, on synthetic images, in
 	PYTHONPATH=examples/synthetic $(BIN)/python app/train.py --config examples/synthetic/synthetic.yaml
 
 rehearse: .venv/installed-dev  ## Rehearse a spot job on this machine, in a minute or two: launch it, kill one of two hosts, resume
-	$(BIN)/python tests/rehearse.py
+	$(BIN)/python examples/rehearsal/rehearse.py
 
 test: .venv/installed-dev  ## Run the fast tests, offline, in less than four minutes
 	$(BIN)/pytest -n 2 -m "not docker and not slow"
@@ -30,10 +30,10 @@ check: .venv/installed-dev  ## Check the format and style of Python and shell co
 	$(BIN)/shellcheck .ci/run *.sh docker/*.sh
 
 bench: .venv/installed-dev  ## Measure speed and memory compared with alternatives: all parts, or PART=...
-	$(BIN)/python tests/bench.py $(PART)
+	$(BIN)/python benchmarks/bench.py $(PART)
 
 readme: .venv/installed-dev  ## Run the README's commands that show an output, and update it
-	PYTHONPATH=tests/support:examples/synthetic $(BIN)/python tests/readme.py
+	PYTHONPATH=tests/support:examples/synthetic $(BIN)/python docs/update_readme.py
 
 record: .venv/installed  ## Record the data of a figure: NAME=defaults, fast or interruption
 	$(BIN)/python docs/record.py $(NAME)
@@ -42,7 +42,7 @@ figures:  ## Draw the figures from the recorded data
 	$(PYTHON) docs/figures.py
 
 drill: .venv/installed-dev  ## Kill and resume runs 20 times, or N=..., and compare the results
-	$(BIN)/python tests/drill.py $(N)
+	$(BIN)/python benchmarks/drill.py $(N)
 
 lock: .venv/bin/uv  ## Lock the packages of pyproject.toml; UPGRADE=package takes newer versions of one
 	$(LOCK) --group test --output-file requirements.txt

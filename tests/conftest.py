@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from archives import cifar10_files, write_archive
-from aws import AWS
-from programs import SYNTHETIC, TINY
-from toolkit import Host, free_port
+from fake_aws.aws import AWS
+from fake_aws.toolkit import Host, free_port
+from runs.archives import cifar10_files, write_archive
+from runs.programs import SYNTHETIC, TINY
 
 # A test suite in the background ignores Ctrl-C, and its child processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

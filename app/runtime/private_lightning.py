@@ -1,4 +1,4 @@
-"""All private names of Lightning that this package uses, each with its reason; tests/test_private_names.py checks them.
+"""All private names of Lightning that this package uses, each with its reason and a test (test_private_names.py).
 
 Lightning 2.6 has no public way to save a checkpoint between two steps, or to resume from there with the loader's own
 position and the sums of the epoch.

@@ -1,0 +1,87 @@
+"""Training on SageMaker's hosts, which its real toolkit plays on this machine, without Docker."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from fake_aws.toolkit import free_port, sagemaker_environment
+from runs.programs import ENVIRONMENT, ROOT, SYNTHETIC
+from runs.results import epoch_lines
+
+
+def weights(log: str) -> list[str]:
+    """Rank, world size and checksum of the weights of each process, as PrintWeights writes them."""
+    return sorted(re.findall(r"rank=\d world_size=\d weights=[0-9a-f]{64}", log))
+
+
+@pytest.mark.slow
+def test_two_hosts_with_two_processes_each_train_one_model(job):
+    hosts = job(2, {"trainer.devices": "2"})
+    assert [host.wait() for host in hosts] == [0, 0], hosts[0].log + hosts[1].log
+    ranks = weights(hosts[0].log + hosts[1].log)
+    assert [rank.split(" weights=")[0] for rank in ranks] == [f"rank={rank} world_size=4" for rank in range(4)]
+    assert len({rank.split(" weights=")[1] for rank in ranks}) == 1
+    network = torch.load(hosts[0].model_dir / "model.pt", weights_only=True)
+    assert network["2.weight"].shape == (10, 192)
+    assert not list(hosts[1].model_dir.iterdir())
+
+
+@pytest.mark.slow
+def test_two_hosts_give_the_losses_of_one_host_with_two_processes(job):
+    two_hosts = job(2)
+    assert [host.wait() for host in two_hosts] == [0, 0]
+    (one_host,) = job(1, {"trainer.devices": "2"})
+    assert one_host.wait() == 0
+    two, one = (
+        [{**line, "images_per_second": 0} for line in epoch_lines(host.log)] for host in (two_hosts[0], one_host)
+    )
+    assert two == one and len(one) == 2
+    assert weights(two_hosts[0].log) == weights(one_host.log)[:1]
+
+
+@pytest.mark.slow
+def test_bad_input_is_the_reason_of_the_failure_that_sagemaker_shows(job):
+    (host,) = job(1, {"trainer.max_epoch": "1"})
+    assert host.wait() == 1
+    assert host.failure == ("train.py: error: unknown option --trainer.max_epoch; did you mean --trainer.max_epochs?")
+
+
+@pytest.mark.slow
+def test_torchrun_on_two_nodes_works_with_their_numbers(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+    command += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+    options = [*SYNTHETIC, "--model=tiny.Tiny", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
+    options += ["--trainer.num_nodes=2", "--trainer.devices=1"]
+    nodes = [
+        subprocess.Popen(
+            [*command, f"--node_rank={rank}", ROOT / "app/train.py", *options, "--trainer.callbacks=tiny.PrintWeights"],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    logs = [node.communicate(timeout=120)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0]
+    ranks = weights("".join(logs))
+    assert [rank.split(" weights=")[0] for rank in ranks] == ["rank=0 world_size=2", "rank=1 world_size=2"]
+    assert len({rank.split(" weights=")[1] for rank in ranks}) == 1
+
+
+@pytest.mark.slow
+def test_torchrun_wins_over_sagemaker(tmp_path):
+    environment = sagemaker_environment(tmp_path, SM_HOSTS='["algo-1.invalid"]', SM_CURRENT_HOST="algo-1.invalid")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    options = [*SYNTHETIC, "--model=tiny.Tiny", "--trainer.accelerator=cpu", "--trainer.callbacks=tiny.PrintWeights"]
+    options += ["--trainer.num_nodes=1", "--trainer.devices=2"]
+    result = subprocess.run(
+        [*command, ROOT / "app/train.py", *options], env=environment, stdout=subprocess.PIPE, text=True, timeout=120
+    )
+    assert result.returncode == 0
+    assert [rank.split(" weights=")[0] for rank in weights(result.stdout)] == [
+        "rank=0 world_size=2",
+        "rank=1 world_size=2",
+    ]
