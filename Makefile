@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python .venv --require-hashes
-LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+# `fewest` locks one version of a package for all versions of Python, not a newer one for those that it supports.
+LOCK = $(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
   --custom-compile-command 'make lock' $(addprefix --upgrade-package ,$(UPGRADE))
 IMAGE_LOCK := $(wildcard docker/requirements/*.txt)
 
@@ -38,8 +39,8 @@ readme: .venv/installed-dev  ## Run the README's commands that show an output, a
 record: .venv/installed  ## Record the data of a figure: NAME=defaults, fast or interruption
 	$(BIN)/python docs/record.py $(NAME)
 
-figures:  ## Draw the figures from the recorded data
-	$(PYTHON) docs/figures.py
+figures: .venv/installed-dev  ## Draw the figures from the recorded data
+	$(BIN)/python docs/figures.py
 
 drill: .venv/installed-dev  ## Kill and resume runs 20 times, or N=..., and compare the results
 	$(BIN)/python benchmarks/drill.py $(N)
