@@ -28,7 +28,8 @@ def make_hosts(
     hosts = []
     for name in names:
         checkpoint_dir = folder / name / "checkpoints" if "CheckpointConfig" in request else None
-        arguments = {"interface": interface, "checkpoint_dir": checkpoint_dir}
+        instance_type = request["ResourceConfig"]["InstanceType"]
+        arguments = {"interface": interface, "checkpoint_dir": checkpoint_dir, "instance_type": instance_type}
         hosts.append(Host(folder / name, name, list(names), values, folder / "data", **arguments))
     return hosts
 
@@ -95,9 +96,13 @@ class Instances:
             self.put_tensorboard_log()
         job_name = self.request["TrainingJobName"]
         output = f"{s3_key(self.request['OutputDataConfig']['S3OutputPath'])}/{job_name}/output"
-        for name, source in ("model", self.hosts[0].model_dir), ("output", self.hosts[0].output_dir / "data"):
+        for name, folder in ("model", "model"), ("output", "output/data"):
+            sources = [host.base_dir / folder for host in self.hosts]
+            # SageMaker merges the files of all hosts.
+            assert not [path for source in sources[1:] for path in source.rglob("*")], "only rank 0 writes results"
             with tarfile.open(self.folder / f"{name}.tar.gz", "w:gz") as tar:
-                tar.add(source, arcname=".")
+                for source in sources:
+                    tar.add(source, arcname=".")
             self.aws.client("s3").upload_file(str(self.folder / f"{name}.tar.gz"), BUCKET, f"{output}/{name}.tar.gz")
         for number, host in enumerate(self.hosts, 1):
             self.aws.log(job_name, f"algo-{number}", host.log.splitlines())

@@ -15,6 +15,8 @@ from runs.programs import ENVIRONMENT, ROOT
 
 IMAGE_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "LOGNAME": "sagemaker"}
 
+GROUP = "homogeneousCluster"  # as SageMaker names the instances of a job without instance groups
+
 
 class Host:
     """A container as SageMaker starts it: folders as in /opt/ml, the job's configuration, and the command `train`.
@@ -28,6 +30,7 @@ class Host:
         interface: The name of the network interface.
         project: A folder with files of a custom project, which are copied into app/.
         checkpoint_dir: The checkpoint folder, if the job has a checkpoint path.
+        instance_type: The instance type of all hosts.
     """
 
     process: subprocess.Popen | None = None  # None until start()
@@ -42,6 +45,7 @@ class Host:
         interface: str = "lo",
         project: Path | None = None,
         checkpoint_dir: Path | None = None,
+        instance_type: str = "ml.c5.xlarge",
     ):
         self.name = name
         self.base_dir = base_dir
@@ -62,7 +66,14 @@ class Host:
             "hyperparameters": {
                 key: json.dumps(value) for key, value in {"sagemaker_program": "train.py", **hyperparameters}.items()
             },
-            "resourceconfig": {"current_host": name, "hosts": hosts, "network_interface_name": interface},
+            "resourceconfig": {
+                "current_host": name,
+                "current_instance_type": instance_type,
+                "current_group_name": GROUP,
+                "hosts": hosts,
+                "instance_groups": [{"instance_group_name": GROUP, "instance_type": instance_type, "hosts": hosts}],
+                "network_interface_name": interface,
+            },
             "inputdataconfig": {"training": {"TrainingInputMode": "File"}} if data_dir else {},
         }
         if checkpoint_dir:
