@@ -3,16 +3,16 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any
 
 from launcher.local_mode import USE_CPU
 
 # The environment of a container, as far as train.py needs it to check its options.
-CONTAINER = {"SM_HOSTS": '["algo-1"]', "SM_MODEL_DIR": "/opt/ml/model", "SM_OUTPUT_DATA_DIR": "/opt/ml/output/data"}
+CONTAINER = {"SM_MODEL_DIR": "/opt/ml/model", "SM_OUTPUT_DATA_DIR": "/opt/ml/output/data"}
 
 
 def check_options(options: Any) -> None:
@@ -102,7 +102,7 @@ def cost(request: dict[str, Any]) -> str:
     return f"uses at most {hours:g} instance-hours, and {quota}"
 
 
-def start_check(options: Any, app_dir: Path) -> subprocess.Popen:
+def start_check(options: Any, app_dir: Path) -> Popen:
     """Starts train.py as in a container, only to check its options, while the SDK is being imported.
 
     It has the environment variables of the job, and no PYTHONPATH but theirs.
@@ -111,13 +111,13 @@ def start_check(options: Any, app_dir: Path) -> subprocess.Popen:
     arguments = [f"--{key}={value}" for key, value in sorted(options.hyperparams.items())]
     command = [sys.executable, "train.py", *arguments, "--print_config"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= CONTAINER | dict(options.environment)
+    hosts = [f"algo-{number}" for number in range(1, options.instance_count + 1)]
+    environment |= CONTAINER | dict(options.environment) | {"SM_HOSTS": json.dumps(hosts)}
     environment |= {f"SM_CHANNEL_{name.upper()}": f"/opt/ml/input/data/{name}" for name in options.channels}
-    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=app_dir, env=environment, **output)
+    return Popen(command, cwd=app_dir, env=environment, stdout=DEVNULL, stderr=PIPE, text=True)
 
 
-def wait_for_check(check: subprocess.Popen) -> None:
+def wait_for_check(check: Popen) -> None:
     """Raises ValueError with the last line of train.py's stderr if it rejects the options; else prints its stderr."""
     stderr = check.communicate()[1]
     if check.returncode:

@@ -99,17 +99,20 @@ class CLI(LightningCLI):
         # In SageMaker, YAML files have a lower precedence than its folders.
         recipes = [arg for arg in args if in_sagemaker() and arg.startswith("--config=")]
         options = [arg for arg in args if arg not in recipes]
-        files = [self.defaults, *recipes]
+        platform = sagemaker_options() if in_sagemaker() else []
+        defaults = [self.defaults, *recipes, *platform]
         checked = [arg for arg in options if not arg.startswith("--print_config")]
-        preliminary = parser.parse_args([*files, *checked])
+        preliminary = parser.parse_args([*defaults, *checked])
+        num_nodes = preliminary.trainer.num_nodes
+        if in_sagemaker() and num_nodes != len(hosts()):
+            raise ValueError(f"--trainer.num_nodes={num_nodes}: expected {len(hosts())}, the number of hosts")
         self.model_class = pydoc.locate(preliminary.model.class_path)
         if not isinstance(self.model_class, type):
             raise ValueError(f"--model={preliminary.model.class_path}: expected a LightningModule, not a function")
         # The module may define its own loaders.
         self.data_class = pydoc.locate(preliminary.data.class_path) if preliminary.data else None
-        platform = sagemaker_options() if in_sagemaker() else []
         derived = self._class_options(preliminary)
-        self.config = parser.parse_args([*files, *platform, *derived, *options])
+        self.config = parser.parse_args([*defaults, *derived, *options])
         self._choose_optimizer()
 
     def _class_options(self, preliminary: Namespace) -> list[str]:
@@ -153,9 +156,6 @@ class CLI(LightningCLI):
         config.plugins = [files, *as_list(config.plugins)]
         if in_sagemaker():
             set_up_hosts()
-            num_hosts = len(hosts())
-            if config.num_nodes != num_hosts:
-                raise ValueError(f"--trainer.num_nodes={config.num_nodes}: expected {num_hosts}, the number of hosts")
         callbacks = [self.best, Report(config.enable_progress_bar, getattr(self.data_class, "samples_name", "samples"))]
         if config.logger:
             callbacks.append(LearningRateMonitor())
