@@ -144,7 +144,7 @@ def test_synthetic_images_have_the_number_of_classes_of_a_subclass():
         ({"read": lambda self: (torch.zeros(9, 8, 8).byte(), torch.arange(9), 3)}, "torch.uint8 [9, 8, 8]"),
         ({"read": lambda self: (torch.zeros(9, 3, 8, 8).byte(), torch.arange(8), 3)}, "expected torch.int64 [9]"),
         ({"read": lambda self: (torch.zeros(9, 3, 8, 8).byte(), torch.ones(9), 3)}, "labels are torch.float32 [9]"),
-        ({"read": lambda self: (torch.zeros(9, 3, 8, 8).byte(), torch.ones(9).long(), 10)}, "than the -1 images"),
+        ({"read": lambda self: (torch.zeros(9, 3, 8, 8).byte(), torch.ones(9).long(), 10)}, "expected less than -1"),
     ],
 )
 def test_invalid_images_or_labels_of_a_subclass_are_rejected_in_one_line(change, message):

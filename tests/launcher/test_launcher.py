@@ -150,13 +150,14 @@ def test_a_wrong_option_ends_in_one_line_at_once(laptop, option, line):
     [
         ("trainer.max_epoch=1", "unknown option --trainer.max_epoch; did you mean --trainer.max_epochs?"),
         slow("trainer.max_epochs=many", "--trainer.max_epochs=many is not valid: expected int or null"),
+        slow("trainer.num_nodes=2", "--trainer.num_nodes=2: expected 1, the number of hosts"),
         slow("model=no_such.Network", "--model=no_such.Network is not valid: No module named 'no_such'"),
     ],
 )
 def test_a_wrong_hyperparameter_ends_in_one_line_on_the_laptop(capsys, item, line):
     hyperparams = DEVICE_HYPERPARAMS | DEFAULT_HYPERPARAMS | dict([item.split("=")])
     with pytest.raises(SystemExit) as end, one_line_errors():
-        options = SimpleNamespace(hyperparams=hyperparams, channels=["training"], environment=[])
+        options = SimpleNamespace(hyperparams=hyperparams, channels=["training"], environment=[], instance_count=1)
         wait_for_check(start_check(options, APP_DIR))
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith(f"run_sagemaker.py: error: --hyperparams: train.py: error: {line}")
@@ -170,7 +171,7 @@ def train_py(folder: Path, text: str) -> Path:
 
 def check(folder: Path, text: str, hyperparams: dict[str, str] | None = None, channels: Iterable[str] = ()) -> None:
     """Lets a train.py with this text check hyperparameters."""
-    options = SimpleNamespace(hyperparams=hyperparams or {}, channels=channels, environment=[])
+    options = SimpleNamespace(hyperparams=hyperparams or {}, channels=channels, environment=[], instance_count=1)
     wait_for_check(start_check(options, train_py(folder, text)))
 
 

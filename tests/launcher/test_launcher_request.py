@@ -273,7 +273,7 @@ MISTAKES = {
     f"--hyperparams {'x' * 300}=1": "name in HyperParameters=x+: value or length is 300, expected 0 to 256",
     f"--environment A={'x' * 600}": "Environment.A=x+: value or length is 600, expected 0 to 512",
     "--environment 1A=b": "name in Environment=1A: expected the pattern",
-    f"--metrics {' '.join(f'm{number}' for number in range(41))}": "AlgorithmSpecification.MetricDefinitions=.*size 41",
+    f"--metrics {' '.join(f'm{number}' for number in range(41))}": "AlgorithmSpecification.MetricDefinitions=.*is 41",
     "--instance_type=ml.g4dn.13xlarge": "ResourceConfig.InstanceType=ml.g4dn.13xlarge: expected one of ",
     "--role=arn:aws:iam::1:role/x": "RoleArn=arn:aws:iam::1:role/x: (value or length is|expected the pattern)",
     "--max_retry=31": "RetryStrategy.MaximumRetryAttempts=31: value or length is 31, expected 1 to 30",

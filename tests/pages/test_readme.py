@@ -22,6 +22,7 @@ PROSE = {page: re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE) 
 OTHER_OPTIONS = {
     "--checkpoint.every_n_minutes",
     "--checkpoint.every_n_train_steps",
+    "--trainer.weights_save_path",
     "--user-name",
     "--policy-arn",
     "--recursive",
