@@ -1,5 +1,6 @@
 """The commands of docs/recipes.md: what the shell makes of them, and the requests that they would send."""
 
+import csv
 import json
 import os
 import sys
@@ -7,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs.interrupted import interrupt, train
 from runs.launches import offline, preview
-from runs.programs import ROOT
+from runs.programs import ROOT, SYNTHETIC, TINY
 from runs.tutorial import block, run_block
 
 from launcher.checks import check_rules
@@ -60,3 +62,18 @@ def test_a_sweep_starts_a_job_per_value(tmp_path):
     jobs = requests(block("for lr in"), tmp_path)
     rates = {job["TrainingJobName"]: job["HyperParameters"]["optimizer.lr"] for job in jobs}
     assert rates == {"lr-0-1": '"0.1"', "lr-0-01": '"0.01"', "lr-0-001": '"0.001"'}
+
+
+@pytest.mark.slow
+def test_a_resumed_run_with_csv_logger_continues_in_a_second_file(tmp_path):
+    logger = ("--trainer.logger=CSVLogger", "--trainer.logger.save_dir=csv")
+    logger += ("--trainer.logger.flush_logs_every_n_steps=1", "--resume.every_n_steps=5")
+    interrupt(*TINY, *SYNTHETIC, *logger, cwd=tmp_path, step=23)
+    train(*TINY, *SYNTHETIC, *logger, cwd=tmp_path)
+    steps = []
+    for path in sorted((tmp_path / "csv/lightning_logs").glob("version_*/metrics.csv")):
+        with open(path) as file:
+            steps.append([int(row["step"]) for row in csv.DictReader(file)])
+    first, second = steps
+    assert first[0] == 0 and first[-1] == 22
+    assert second[0] == 21 and second[-1] == 32
