@@ -20,7 +20,7 @@ import pytest
 import torch
 from fake_aws.aws import NO_AWS
 from runs.programs import ROOT, SYNTHETIC, TINY, run_train_warm
-from runs.results import epoch_lines, last_checkpoint, scalars
+from runs.results import epoch_lines, exported_weights, last_checkpoint, scalars
 
 pytestmark = pytest.mark.slow  # other tests find the same mistakes one by one, in seconds
 FROZEN = Path(__file__).with_name("frozen")
@@ -97,7 +97,7 @@ TOLERANCE = {"tiny": 1e-5, "resnet18": 2e-4, "fast": 1e-3}
 
 
 def frozen(name: str, found: Any) -> Any:
-    """What is frozen under a name: with FREEZE=1, from now on, what was found."""
+    """Returns what is frozen under a name; with FREEZE=1, first replaces it by what was found."""
     path = FROZEN / f"{name}.json"
     if "FREEZE" in os.environ:
         path.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
@@ -158,7 +158,7 @@ def test_a_run_that_is_stopped_ends_with_the_frozen_exit_code(tmp_path, code, op
 
 @pytest.fixture(scope="module", params=RUNS)
 def finished(request, tmp_path_factory) -> tuple[str, Path, str]:
-    """Name, folder and output of a run."""
+    """Returns the name, the folder and the output of a run."""
     folder = tmp_path_factory.mktemp(request.param)
     two_batches = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=2") if request.param != "tiny" else ()
     here = ("--checkpoint.dirpath=logs/checkpoints", *ON_ONE_CPU, *two_batches)
@@ -174,7 +174,7 @@ def test_a_run_leaves_the_frozen_files_and_names(finished):
     found = {
         "files": [re.sub(r"\d+", "N", path) for path in files],
         "checkpoint": sorted(torch.load(last_checkpoint(folder / "logs/checkpoints"), weights_only=False)),
-        "model.pt": list(torch.load(folder / "logs/checkpoints/model.pt", weights_only=True)),
+        "model.pt": list(exported_weights(folder)),
         "tags": sorted(tag for tag in scalars(log_dir) if not tag.startswith("lr")),
         "epoch line": list(epoch_lines(stdout)[0]),
         "summary": [re.split(r" {2,}", line)[0] for line in summary if not line.startswith(" ")],

@@ -1,6 +1,5 @@
-"""Training on SageMaker's hosts, which its real toolkit plays on this machine, without Docker."""
+"""Training on hosts that SageMaker's real toolkit simulates on this machine, without Docker."""
 
-import re
 import subprocess
 import sys
 
@@ -8,21 +7,14 @@ import pytest
 import torch
 from fake_aws.toolkit import free_port, sagemaker_environment
 from runs.programs import ENVIRONMENT, ROOT, SYNTHETIC
-from runs.results import epoch_lines
-
-
-def weights(log: str) -> list[str]:
-    """Rank, world size and checksum of the weights of each process, as PrintWeights writes them."""
-    return sorted(re.findall(r"rank=\d world_size=\d weights=[0-9a-f]{64}", log))
+from runs.results import assert_all_ranks_have_one_model, epoch_lines, printed_weights
 
 
 @pytest.mark.slow
 def test_two_hosts_with_two_processes_each_train_one_model(job):
     hosts = job(2, {"trainer.devices": "2"})
     assert [host.wait() for host in hosts] == [0, 0], hosts[0].log + hosts[1].log
-    ranks = weights(hosts[0].log + hosts[1].log)
-    assert [rank.split(" weights=")[0] for rank in ranks] == [f"rank={rank} world_size=4" for rank in range(4)]
-    assert len({rank.split(" weights=")[1] for rank in ranks}) == 1
+    assert_all_ranks_have_one_model(hosts[0].log + hosts[1].log, world_size=4)
     network = torch.load(hosts[0].model_dir / "model.pt", weights_only=True)
     assert network["2.weight"].shape == (10, 192)
     assert not list(hosts[1].model_dir.iterdir())
@@ -38,7 +30,7 @@ def test_two_hosts_give_the_losses_of_one_host_with_two_processes(job):
         [{**line, "images_per_second": 0} for line in epoch_lines(host.log)] for host in (two_hosts[0], one_host)
     )
     assert two == one and len(one) == 2
-    assert weights(two_hosts[0].log) == weights(one_host.log)[:1]
+    assert printed_weights(two_hosts[0].log) == printed_weights(one_host.log)[:1]
 
 
 @pytest.mark.slow
@@ -66,13 +58,11 @@ def test_torchrun_on_two_nodes_works_with_their_numbers(tmp_path):
     ]
     logs = [node.communicate(timeout=120)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0]
-    ranks = weights("".join(logs))
-    assert [rank.split(" weights=")[0] for rank in ranks] == ["rank=0 world_size=2", "rank=1 world_size=2"]
-    assert len({rank.split(" weights=")[1] for rank in ranks}) == 1
+    assert_all_ranks_have_one_model("".join(logs), world_size=2)
 
 
 @pytest.mark.slow
-def test_torchrun_wins_over_sagemaker(tmp_path):
+def test_torchrun_overrides_the_hosts_of_sagemaker(tmp_path):
     environment = sagemaker_environment(tmp_path, SM_HOSTS='["algo-1.invalid"]', SM_CURRENT_HOST="algo-1.invalid")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     options = [*SYNTHETIC, "--model=tiny.Tiny", "--trainer.accelerator=cpu", "--trainer.callbacks=tiny.PrintWeights"]
@@ -81,7 +71,4 @@ def test_torchrun_wins_over_sagemaker(tmp_path):
         [*command, ROOT / "app/train.py", *options], env=environment, stdout=subprocess.PIPE, text=True, timeout=120
     )
     assert result.returncode == 0
-    assert [rank.split(" weights=")[0] for rank in weights(result.stdout)] == [
-        "rank=0 world_size=2",
-        "rank=1 world_size=2",
-    ]
+    assert_all_ranks_have_one_model(result.stdout, world_size=2)

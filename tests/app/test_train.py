@@ -17,19 +17,17 @@ import torch
 import torchvision
 import yaml
 from runs.programs import ENVIRONMENT, ROOT, SYNTHETIC, TINY, run_train_warm
-from runs.results import epoch_lines, samples, scalars
+from runs.results import epoch_lines, exported_weights, samples, scalars
 from synthetic import SyntheticCIFAR10DataModule
 from tiny import Tiny
 
 TINY_RUN = (*SYNTHETIC, *TINY)
 
 
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return torch.load(directory / "model.pt", weights_only=True)
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    assert (one / "model.pt").read_bytes() == (other / "model.pt").read_bytes()
+def assert_same_weights(*folders: Path) -> None:
+    """Asserts that two runs have exported the same weights, bit for bit."""
+    one, other = (folder / "logs/checkpoints/model.pt" for folder in folders)
+    assert one.read_bytes() == other.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +117,7 @@ def test_the_saved_config_reproduces_the_run_bit_for_bit(finished, tmp_path):
     directory, output = finished
     config = directory / "logs/tensorboard/tutorial/version_0/config.yaml"
     repeated = run_train_warm(f"--config={config}", cwd=tmp_path).stdout
-    assert_same_weights(directory / "logs/checkpoints", tmp_path / "logs/checkpoints")
+    assert_same_weights(directory, tmp_path)
     assert yaml.safe_load(config.read_text()) == yaml.safe_load((tmp_path / config.relative_to(directory)).read_text())
     assert [line["val_loss"] for line in epoch_lines(repeated)] == [line["val_loss"] for line in epoch_lines(output)]
 
@@ -127,7 +125,7 @@ def test_the_saved_config_reproduces_the_run_bit_for_bit(finished, tmp_path):
 def test_a_different_seed_gives_a_different_network(finished, tmp_path):
     directory, _ = finished
     run_train_warm(*TINY_RUN, "--seed_everything=1", cwd=tmp_path)
-    first, second = weights(directory / "logs/checkpoints"), weights(tmp_path / "logs/checkpoints")
+    first, second = exported_weights(directory), exported_weights(tmp_path)
     assert not torch.equal(first["2.weight"], second["2.weight"])
 
 
@@ -135,7 +133,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_run(finished, t
     directory, output = finished
     run_train_warm(*TINY_RUN, "--trainer.max_epochs=1", cwd=tmp_path)
     resumed = run_train_warm(*TINY_RUN, "--ckpt_path=last", cwd=tmp_path).stdout
-    assert_same_weights(directory / "logs/checkpoints", tmp_path / "logs/checkpoints")
+    assert_same_weights(directory, tmp_path)
     assert [(line["epoch"], line["val_loss"]) for line in epoch_lines(resumed)] == [
         (line["epoch"], line["val_loss"]) for line in epoch_lines(output)[1:]
     ]
@@ -148,7 +146,7 @@ def test_the_best_checkpoint_by_validation_loss_is_tested_and_exported(tmp_path)
     first, second = epoch_lines(output)
     assert first["val_loss"] < second["val_loss"]
     checkpoint = torch.load(tmp_path / "logs/checkpoints/epoch=0-step=16.ckpt", weights_only=False)
-    exported = weights(tmp_path / "logs/checkpoints")
+    exported = exported_weights(tmp_path)
     assert all(torch.equal(checkpoint["state_dict"][f"network.{name}"], exported[name]) for name in exported)
 
 
@@ -211,13 +209,13 @@ def test_two_processes_train_like_one_with_twice_the_batch_size(tmp_path):
     for one, two in zip(*map(epoch_lines, outputs), strict=True):
         for metric in ("train_loss", "train_acc", "val_loss", "val_acc"):
             assert two[metric] == pytest.approx(one[metric], rel=1e-4)
-    one, two = (weights(tmp_path / name / "logs/checkpoints") for name in ("1", "2"))
+    one, two = (exported_weights(tmp_path / name) for name in ("1", "2"))
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
 
 
 def test_the_default_network_exports_weights_for_torchvisions_resnet18(tmp_path):
     run_train_warm(*SYNTHETIC, "--trainer.limit_train_batches=2", "--trainer.max_epochs=1", cwd=tmp_path)
-    torchvision.models.resnet18(num_classes=10).load_state_dict(weights(tmp_path / "logs/checkpoints"))
+    torchvision.models.resnet18(num_classes=10).load_state_dict(exported_weights(tmp_path))
 
 
 def test_exported_weights_in_a_new_network_give_the_printed_accuracy(finished):
@@ -225,7 +223,7 @@ def test_exported_weights_in_a_new_network_give_the_printed_accuracy(finished):
     module = SyntheticCIFAR10DataModule(num_train_images=601, num_test_images=101, val_split=101)
     module.setup()
     model = Tiny(num_classes=10)
-    model.network.load_state_dict(weights(directory / "logs/checkpoints"))
+    model.network.load_state_dict(exported_weights(directory))
     images, labels = module.gather("test", torch.arange(101))
     accuracy = (model(images).argmax(dim=1) == labels).float().mean().item()
     assert accuracy == pytest.approx(float(re.search(r"test_acc=(\S+)", output)[1]), abs=1e-5)

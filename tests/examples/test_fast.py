@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from fast import PATCH_SIZE, FastCIFAR10DataModule, FastNet, orthogonalize, whitening_filters
-from runs.interrupted import differences, interrupt, train
+from runs.interrupted import assert_same_final_state, interrupt, train
 from runs.programs import ROOT
-from runs.results import epoch_lines
+from runs.results import epoch_lines, exported_weights
 from synthetic import SyntheticCIFAR10DataModule
 
 RECIPE = (
@@ -39,13 +39,13 @@ def test_the_recipe_trains_on_all_images_and_tests_once(finished):
 
 def test_the_exported_weights_load_into_a_new_network(finished):
     folder, _ = finished
-    FastNet().network.load_state_dict(torch.load(folder / "logs/checkpoints/model.pt"))
+    FastNet().network.load_state_dict(exported_weights(folder))
 
 
 def test_an_interrupted_run_of_the_recipe_resumes_bit_exactly(finished, tmp_path):
     interrupt(*RECIPE, cwd=tmp_path, step=17)
     assert "resuming from" in train(*RECIPE, cwd=tmp_path).stdout
-    assert differences(finished[0], tmp_path) == []
+    assert_same_final_state(finished[0], tmp_path)
 
 
 def test_whitening_decorrelates_the_pixels_of_a_patch():

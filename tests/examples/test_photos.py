@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +11,9 @@ import pytest
 import torch
 from fake_aws.aws import NO_AWS
 from fake_aws.toolkit import Host, free_port
-from runs.interrupted import differences, interrupt, train
-from runs.programs import ROOT
-from runs.results import epoch_lines
+from runs.interrupted import assert_same_final_state, interrupt, train
+from runs.programs import ROOT, copy_project
+from runs.results import epoch_lines, exported_weights
 from runs.tutorial import block, run_block
 from torchvision.models import resnet18
 
@@ -45,9 +44,7 @@ HYPERPARAMS = ("config=photos.yaml", "data.root=/opt/ml/input/data/training")
 def project(tmp_path_factory) -> Path:
     """Ports the project in a copy of the repository, and generates photos."""
     folder = tmp_path_factory.mktemp("project")
-    shutil.copy(ROOT / "run_sagemaker.py", folder)
-    for name in ("app", "launcher", "examples"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_project(folder, "app", "launcher", "examples", "run_sagemaker.py")
     subprocess.run(PORT, shell=True, cwd=folder, check=True)
     run_block(MAKE_PHOTOS, cwd=folder)
     return folder
@@ -71,7 +68,7 @@ def test_the_generated_photos_are_reproducible(project, tmp_path):
 
 
 @pytest.mark.parametrize("num_classes", [10, 3])
-def test_pretrained_weights_are_loaded_except_for_a_last_layer_of_another_size(tmp_path, monkeypatch, num_classes):
+def test_pretrained_weights_are_loaded_except_for_a_last_layer_of_a_different_size(tmp_path, monkeypatch, num_classes):
     monkeypatch.syspath_prepend(ROOT / "examples/photos")
     from photo_net import PhotoNet
 
@@ -99,7 +96,7 @@ def test_after_the_port_it_is_trained_tested_and_exported(project, tmp_path):
     assert all(set(line) == names for line in lines)
     accuracy = re.search(r"^test accuracy +([\d.]+)% on test data$", stdout, re.MULTILINE)[1]
     assert float(accuracy) > 60  # of three classes
-    resnet18(num_classes=3).load_state_dict(torch.load(tmp_path / "logs/checkpoints/model.pt"))
+    resnet18(num_classes=3).load_state_dict(exported_weights(tmp_path))
 
 
 @pytest.mark.slow
@@ -116,7 +113,7 @@ def test_a_killed_run_resumes_bit_exactly(project, tmp_path, options, step, save
     run(project, *SHORT, *options, cwd=interrupted, step=step)
     stdout = run(project, *SHORT, *options, cwd=interrupted).stdout
     assert f"resuming from logs/checkpoints/last-step={saved}.ckpt, step {saved} in epoch 1\n" in stdout
-    assert not differences(uninterrupted, interrupted)
+    assert_same_final_state(uninterrupted, interrupted)
 
 
 @pytest.mark.slow

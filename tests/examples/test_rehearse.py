@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from runs.programs import ROOT
+from runs.waiting import read_until
 
 
 def start(*options: str, folder: Path) -> subprocess.Popen:
@@ -38,8 +39,7 @@ def test_a_job_that_loses_a_host_resumes_bit_exactly_from_its_checkpoint_in_s3(t
 @pytest.mark.slow
 def test_ctrl_c_leaves_no_processes_or_files(tmp_path):
     rehearsal = start(folder=tmp_path)
-    while "training in 2 processes" not in rehearsal.stdout.readline():
-        assert rehearsal.poll() is None, rehearsal.stderr.read()
+    read_until("training in 2 processes", rehearsal)
     processes = psutil.Process(rehearsal.pid).children(recursive=True)
     assert len(processes) >= 4  # two hosts, each with its toolkit and train.py
     rehearsal.send_signal(signal.SIGINT)

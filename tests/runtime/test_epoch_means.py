@@ -97,7 +97,7 @@ def test_torchmetrics_continue_with_their_states_also_where_they_share_them():
     assert resumed.scores.compute() == uninterrupted.scores.compute()
 
 
-def test_the_number_of_samples_of_a_mean_is_no_integer_which_ranks_would_average_and_truncate():
+def test_the_sample_count_of_a_mean_is_a_float_so_that_ranks_do_not_truncate_it():
     (mean,) = [each for each in sums_of([[5, 7], [1]]).items() if each[0].endswith(".mean")]
     result = _ResultMetric(_Metadata("training_step", "mean"), is_tensor=True)
     assert result.cumulated_batch_size.is_floating_point() and mean[1]["batch_size"] == 3

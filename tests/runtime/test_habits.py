@@ -2,18 +2,16 @@
 
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from habits import Adjustable
-from runs.interrupted import CPU, differences, interrupt, train
-from runs.programs import ENVIRONMENT, PATH, ROOT
-from runs.results import epoch_lines, last_checkpoint, scalars
+from runs.interrupted import CPU_OPTIONS, assert_resumes_bit_exactly, interrupt, train
+from runs.programs import PATH, training
+from runs.results import epoch_lines, exported_weights, last_checkpoint, scalars
+from runs.waiting import wait_until
 
 STATEFUL = "--data=projects.StatefulData"
 TENSOR = ("--model=projects.ReturnsTensor", STATEFUL)
@@ -21,11 +19,8 @@ EVERY_3_STEPS = "--resume.every_n_steps=3"
 
 
 def checkpoints(folder: Path) -> list[str]:
+    """Returns the names of the checkpoints of a run."""
     return sorted(path.name for path in (folder / "logs/checkpoints").glob("*.ckpt"))
-
-
-def model_of(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "logs/checkpoints/model.pt", weights_only=False)
 
 
 def test_the_best_of_several_validations_within_an_epoch_is_exported(tmp_path):
@@ -38,7 +33,7 @@ def test_the_best_of_several_validations_within_an_epoch_is_exported(tmp_path):
     train(*options, cwd=tmp_path)
     assert "epoch=0-step=4.ckpt" in checkpoints(tmp_path)
     best = torch.load(tmp_path / "logs/checkpoints/epoch=0-step=4.ckpt")["state_dict"]
-    assert all(torch.equal(value, best[name]) for name, value in model_of(tmp_path).items())
+    assert all(torch.equal(value, best[name]) for name, value in exported_weights(tmp_path).items())
 
 
 def test_the_best_network_is_found_again_if_its_metric_has_a_slash(tmp_path):
@@ -54,7 +49,7 @@ def test_a_module_that_saves_a_part_of_its_weights_is_trained_and_resumed(tmp_pa
     options = ("--model=habits.PartlySaved", STATEFUL, "--trainer.max_epochs=3", EVERY_3_STEPS)
     interrupt(*options, cwd=tmp_path, step=17)
     assert "resuming from" in train(*options, cwd=tmp_path).stdout
-    assert {"layer.weight", "frozen.weight"} <= model_of(tmp_path).keys()
+    assert {"layer.weight", "frozen.weight"} <= exported_weights(tmp_path).keys()
 
 
 @pytest.mark.slow
@@ -62,7 +57,7 @@ def test_lazy_and_compiled_layers_are_trained_resumed_and_exported_by_their_name
     options = ("--model=habits.Lazy", STATEFUL, "--trainer.max_epochs=2", EVERY_3_STEPS)
     interrupt(*options, cwd=tmp_path, step=7)
     assert "resuming from" in train(*options, cwd=tmp_path).stdout
-    assert model_of(tmp_path).keys() == {"layer.0._extra_state", "layer.1.weight", "layer.1.bias"}
+    assert exported_weights(tmp_path).keys() == {"layer.0._extra_state", "layer.1.weight", "layer.1.bias"}
 
 
 def test_a_checkpoint_loads_with_the_safe_defaults_of_torch_and_lightning(tmp_path):
@@ -81,7 +76,7 @@ def test_a_checkpoint_loads_with_the_safe_defaults_of_torch_and_lightning(tmp_pa
     ],
     ids=["progress bar", "a single plugin", "a single callback", "no data module"],
 )
-def test_what_a_trainer_accepts_is_accepted(tmp_path, options):
+def test_options_that_lightnings_trainer_accepts_are_accepted(tmp_path, options):
     train(*TENSOR, "--trainer.max_epochs=1", *options, cwd=tmp_path)
     assert (tmp_path / "logs/checkpoints/model.pt").exists()
 
@@ -120,13 +115,7 @@ SCHEDULE = ("--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.cal
 )
 def test_a_run_with_a_callback_that_changes_the_training_resumes_bit_exactly(tmp_path, callback, step):
     options = (STATEFUL, "--trainer.max_epochs=3", EVERY_3_STEPS, *callback)
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir()
-    two.mkdir()
-    train(*options, cwd=one)
-    interrupt(*options, cwd=two, step=step)
-    assert "resuming from" in train(*options, cwd=two).stdout
-    assert differences(one, two) == []
+    assert_resumes_bit_exactly(tmp_path, *options, step=step)
 
 
 @pytest.mark.slow
@@ -193,21 +182,12 @@ def test_early_stopping_on_a_metric_that_is_never_logged_ends_in_one_line(tmp_pa
 @pytest.mark.slow
 def test_a_second_run_in_the_folder_of_a_live_run_is_refused_and_a_kill_ends_that(tmp_path):
     slow = ("--trainer.callbacks+=tiny.Drill", "--trainer.callbacks.file=step", "--trainer.callbacks.seconds=0.2")
-    command = [sys.executable, str(ROOT / "app/train.py"), *CPU, *TENSOR, "--trainer.max_epochs=40", *slow]
-    environment = ENVIRONMENT
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "step.first").exists():
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.1)
+    with training(*CPU_OPTIONS, *TENSOR, "--trainer.max_epochs=40", *slow, cwd=tmp_path) as (process, log):
+        wait_until((tmp_path / "step.first").exists, process, timeout=60, log=log)
         before = checkpoints(tmp_path)
         stderr = train(*TENSOR, "--optimizer.lr=0.5", cwd=tmp_path, code=2).stderr
         assert f"logs/checkpoints is in use by process {process.pid} on " in stderr and stderr.count("\n") == 1
         assert set(before) <= set(checkpoints(tmp_path))
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
     assert "resuming from" in train(*TENSOR, "--trainer.max_epochs=1", cwd=tmp_path).stdout
 
 

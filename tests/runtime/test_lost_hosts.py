@@ -9,16 +9,15 @@ from pathlib import Path
 import pytest
 from fake_aws.toolkit import Host
 from runs.programs import children
+from runs.waiting import wait_until
 
 ENDLESS = {"trainer.max_epochs": "100000"}
 LOST_PEER = "a peer was lost: train.py: error: "
 
 
 def wait_for(text: str, host: Host, timeout: float = 120) -> None:
-    deadline = time.monotonic() + timeout
-    while text not in host.log:
-        assert time.monotonic() < deadline and host.process.poll() is None, host.log
-        time.sleep(0.1)
+    """Waits until a running host has printed a text."""
+    wait_until(lambda: text in host.log, host.process, timeout, log=lambda: host.log)
 
 
 @pytest.mark.slow
@@ -87,7 +86,7 @@ def test_a_hanging_rank_is_reported_as_a_lost_peer_after_the_timeout(job, tmp_pa
 
 
 def drill(folder: Path, signum: int, rank: int = 1) -> dict[str, str]:
-    """Options that make a rank, by default that of the second host, signal itself in the second epoch."""
+    """Returns the options that make a rank, by default that of the second host, signal itself in the second epoch."""
     values = {"file": folder / "step", "hook": "on_train_batch_end", "step": 40, "rank": rank, "signum": int(signum)}
     options = {f"trainer.callbacks.{name}": str(value) for name, value in values.items()}
     return {"trainer.callbacks": "tiny.Drill"} | options

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from runs.interrupted import CHECKPOINTED_RUN, interrupt, train
 from runs.programs import SYNTHETIC, TINY, run_train, run_train_warm
 from runs.results import scalars
 from runtime.tensorboard_log import TensorBoardLog
@@ -14,20 +15,17 @@ LOG = Path("logs/tensorboard/tutorial")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keeps_log", [True, False], ids=["in its folder", "in a folder that is lost"])
-@pytest.mark.parametrize("signum, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)])
-def test_the_log_of_an_interrupted_run_equals_that_of_an_uninterrupted_run(tmp_path, signum, code, keeps_log):
-    options = (*TINY, *SYNTHETIC, "--trainer.log_every_n_steps=3", "--resume.every_n_steps=5")
-    options += ("--logger.flush_secs=100",)
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_the_log_of_an_interrupted_run_equals_that_of_an_uninterrupted_run(tmp_path, signum, keeps_log):
+    options = (*CHECKPOINTED_RUN, "--logger.flush_secs=100")
     for name in ("uninterrupted", "interrupted"):
         (tmp_path / name).mkdir()
-    run_train_warm(*options, cwd=tmp_path / "uninterrupted")
-    drill = ("--trainer.callbacks=tiny.Drill", "--trainer.callbacks.file=step", "--trainer.callbacks.step=23")
-    drill += ("--trainer.callbacks.hook=on_train_batch_end", f"--trainer.callbacks.signum={signum.value}")
-    stderr = run_train_warm(*options, *drill, cwd=tmp_path / "interrupted", code=code).stderr
+    train(*options, cwd=tmp_path / "uninterrupted")
+    stderr = interrupt(*options, cwd=tmp_path / "interrupted", step=23, signum=signum).stderr
     assert "Traceback" not in stderr
     if not keeps_log:
         shutil.rmtree(tmp_path / "interrupted" / LOG)
-    assert "resuming from" in run_train_warm(*options, cwd=tmp_path / "interrupted").stdout
+    assert "resuming from" in train(*options, cwd=tmp_path / "interrupted").stdout
     assert [path.name for path in (tmp_path / "interrupted" / LOG).iterdir()] == ["version_0"]
     uninterrupted, interrupted = (
         scalars(tmp_path / name / LOG / "version_0") for name in ("uninterrupted", "interrupted")

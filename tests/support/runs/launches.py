@@ -21,7 +21,7 @@ def one_session(container_root: str) -> Session:
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No configuration of AWS, and an address where any request fails."""
+    """Removes all configuration of AWS, and sets an address where any request fails."""
     monkeypatch.setattr("launcher.sagemaker_sdk.make_session", lambda _, root: one_session(root))
     for name in ("AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -32,7 +32,7 @@ def offline(monkeypatch):
 
 
 def preview(*args: str) -> dict[str, Any]:
-    """The request that the launcher would send."""
+    """Returns the request that the launcher would send."""
     options = read_options(list(args))
     with tempfile.TemporaryDirectory() as folder:
         return preview_request(make_estimator(options, None, Path(folder)), inputs(options), options.job_name)

@@ -1,12 +1,15 @@
 """Runs app/train.py as a process: cold, as users do, or warm, forked from a process that has done the imports."""
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,6 +45,19 @@ def run_train(
     return result
 
 
+@contextlib.contextmanager
+def training(*options: str, cwd: Path) -> Iterator[tuple[subprocess.Popen, Callable[[], str]]]:
+    """Trains in the background; yields the process and a function that returns its output so far."""
+    with open(cwd / "log", "w") as log:
+        command = [sys.executable, ROOT / "app/train.py", *options]
+        process = subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield process, (cwd / "log").read_text
+    finally:
+        process.kill()
+        process.wait()
+
+
 # A process that has done the imports of train.py, which take 5 seconds; its forks start at once.
 warm = multiprocessing.get_context("forkserver")
 warm.set_forkserver_preload(["runtime.cli", "resnet", "cifar10"])
@@ -50,7 +66,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([f"{ROOT}/app", f"{ROOT}/tests/suppor
 
 
 def run_train_warm(*options: str, cwd: Path, code: int = 0, env: dict[str, str] = ENVIRONMENT) -> SimpleNamespace:
-    """Like run_train, but faster: forks a process that has done the imports. Not for several ranks."""
+    """Does the same in less time: forks a process that has done the imports. Not for several ranks."""
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         process = warm.Process(
             target=become_train, args=(options, cwd, env, *map(DupFd, (stdout.fileno(), stderr.fileno())))
@@ -66,6 +82,7 @@ def run_train_warm(*options: str, cwd: Path, code: int = 0, env: dict[str, str] 
 
 
 def become_train(options: tuple[str, ...], cwd: Path, env: dict[str, str], stdout, stderr) -> None:
+    """Turns this process into one that was started as train.py."""
     os.dup2(stdout.detach(), 1)
     os.dup2(stderr.detach(), 2)
     os.chdir(cwd)
@@ -87,3 +104,13 @@ def children(pid: int, command: str) -> list[int]:
             found.append(int(child))
         found += children(int(child), command)
     return found
+
+
+def copy_project(folder: Path, *names: str) -> Path:
+    """Copies files and folders of the repository, without caches, and returns the folder of the copies."""
+    for name in names:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    return folder

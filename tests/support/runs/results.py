@@ -21,6 +21,24 @@ def scalars(log_dir: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+def exported_weights(folder: Path) -> dict[str, Any]:
+    """Returns the weights that a run in this folder has exported."""
+    return torch.load(folder / "logs/checkpoints/model.pt", weights_only=True)
+
+
+def printed_weights(log: str) -> list[tuple[int, int, str]]:
+    """Returns rank, world size and checksum of the weights of each process, as PrintWeights prints them."""
+    found = re.findall(r"rank=(\d) world_size=(\d) weights=([0-9a-f]{64})", log)
+    return sorted((int(rank), int(world_size), checksum) for rank, world_size, checksum in found)
+
+
+def assert_all_ranks_have_one_model(log: str, world_size: int) -> None:
+    """Asserts that each of `world_size` processes has printed its weights, and all of them the same."""
+    ranks = printed_weights(log)
+    assert [rank[:2] for rank in ranks] == [(rank, world_size) for rank in range(world_size)], log
+    assert len({checksum for _, _, checksum in ranks}) == 1
+
+
 def samples(directory: Path, stage: str, epoch: int) -> list[int]:
     """Returns the sorted samples that all ranks together have recorded in an epoch."""
     lines = [line.split() for path in directory.glob(f"{stage}-*") for line in path.read_text().splitlines()]
@@ -48,6 +66,7 @@ def newest_complete_step(directory: Path) -> int:
 
 
 def is_complete(path: Path) -> bool:
+    """Returns whether a checkpoint is undamaged, as is its best network."""
     try:
         with zipfile.ZipFile(path) as file:
             if file.testzip():
