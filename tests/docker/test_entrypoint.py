@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from runs.programs import ROOT, children
+from runs.waiting import wait_until
 
 ENTRYPOINT = [sys.executable, str(ROOT / "docker/entrypoint.py")]
 ABORTED = 'ExecuteUserScriptError:\nExitCode -6\nErrorMessage ""'
@@ -103,7 +104,6 @@ def test_any_command_can_be_run_and_its_exit_code_is_kept(command, code):
 
 def test_sigterm_is_forwarded_to_the_command():
     process = subprocess.Popen([*ENTRYPOINT, "sleep", "60"])
-    while not children(process.pid, "sleep 60"):
-        assert process.poll() is None
+    wait_until(lambda: children(process.pid, "sleep 60"), process)
     process.terminate()
     assert process.wait(timeout=10) == 128 + signal.SIGTERM

@@ -22,6 +22,7 @@ ON_EVERYTHING = {"ecr:GetAuthorizationToken", "sts:GetCallerIdentity", "cloudwat
 
 
 def load_policy(name: str) -> dict:
+    """Returns a policy of docker/policies."""
     return json.loads((ROOT / "docker/policies" / name).read_text())
 
 
@@ -62,7 +63,7 @@ def test_the_optional_statements_are_named_after_arguments_of_the_estimator():
         assert argument in known and f"`{argument}`" in (ROOT / "docs/permissions.md").read_text()
 
 
-def test_the_administrators_commands_create_a_role_for_sagemaker_and_complete_policies(aws):
+def test_the_administrators_commands_create_a_role_and_complete_policies(aws):
     aws.set_up_as_administrator()
     iam = aws.client("iam")
     role = iam.get_role(RoleName="sagemaker")["Role"]
@@ -117,6 +118,7 @@ def test_the_laptops_policy_passes_its_role_to_sagemaker(aws):
 
 
 def create_training_job(aws, environment: dict[str, str], role: str) -> None:
+    """Creates a job with the credentials of an environment and a role."""
     aws.client("sagemaker", environment=environment).create_training_job(
         TrainingJobName="my-job",
         AlgorithmSpecification={"TrainingInputMode": "File"},

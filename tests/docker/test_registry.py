@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import bcrypt
 import pytest
 from fake_aws.toolkit import free_port
-from runs.programs import ROOT
+from runs.programs import ROOT, copy_project
 from runs.tutorial import block
 
 REGISTRY = shutil.which("docker-registry")
@@ -41,7 +41,7 @@ def password(aws) -> str:
 
 @pytest.fixture
 def registry(tmp_path: Path, password: str) -> Iterator[str]:
-    """Host and port of an empty registry that requires ECR's password."""
+    """Starts an empty registry and returns its host and port. It requires ECR's password."""
     host = f"127.0.0.1:{free_port()}"
     (tmp_path / "htpasswd").write_bytes(b"AWS:" + bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)) + b"\n")
     (tmp_path / "registry.yaml").write_text(
@@ -68,8 +68,7 @@ def registry(tmp_path: Path, password: str) -> Iterator[str]:
 @pytest.fixture
 def push(tmp_path: Path, aws, registry: str) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
     """Runs push-image.sh in a copy of the project with a small image, and records docker's command lines."""
-    shutil.copytree(ROOT / "docker", tmp_path / "docker")
-    shutil.copy(ROOT / ".dockerignore", tmp_path)
+    copy_project(tmp_path, "docker", ".dockerignore")
     for script in (tmp_path / "docker").glob("*.sh"):
         script.write_text(script.read_text().replace("sagemaker-tutorial", NAME))
     (tmp_path / "docker/Dockerfile").write_text(
@@ -161,7 +160,7 @@ def test_a_tag_cannot_be_used_for_a_different_image(push):
     assert line.count("\n") == 1 and "set IMAGE_TAG to a different tag" in line
 
 
-def test_a_push_from_an_arm_machine_is_for_x86_and_leaves_the_image_of_local_mode_alone(push, tmp_path):
+def test_a_push_from_an_arm_machine_is_for_x86_and_keeps_the_image_of_local_mode(push, tmp_path):
     (tmp_path / "bin/uname").write_text("#!/bin/sh\necho arm64\n")
     (tmp_path / "bin/uname").chmod(0o755)
     subprocess.run([tmp_path / "docker/build-image.sh", "--build-arg=WORD=local"], check=True, capture_output=True)

@@ -55,7 +55,7 @@ def test_every_package_of_the_image_is_in_one_part_of_the_lock_only():
     assert sum(map(len, parts)) == len(set.union(*parts))
 
 
-def test_the_torch_part_has_torch_and_what_comes_with_it_without_comments_that_may_change():
+def test_the_torch_part_has_torch_and_its_dependencies_and_no_comments_that_change():
     text = (ROOT / "docker/requirements/torch.txt").read_text()
     assert {"torch", "torchvision", "triton", "nvidia-nccl-cu12"} <= read_lock((IMAGE[-1],)).keys()
     assert "# via" not in text

@@ -3,30 +3,21 @@
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from fake_aws.aws import ACCOUNT, BUCKET, DOCKER, REGION, Endpoint
 from moto.ecr.models import ecr_backends
-from runs.programs import ROOT
-from runs.scripts import BUILD, PUSH, UPLOAD, URI, Project
+from runs.programs import ROOT, copy_project
+from runs.scripts import BUILD, FOLDER, PUSH, UPLOAD, URI
 
 pytestmark = pytest.mark.slow  # they start the AWS CLI several times
-FOLDER = f"s3://{BUCKET}/datasets/cifar-10"
 OTHER_ACCOUNT = "222222222222"
 NO_KEYS = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"}
 NO_REGION = {"AWS_DEFAULT_REGION": "", "AWS_REGION": ""}
 INSTALL_DOCKER = "https://docs.docker.com/engine/install/"
-
-
-@pytest.fixture
-def project(tmp_path: Path, aws) -> Project:
-    (tmp_path / "project").mkdir()
-    return Project(tmp_path / "project", aws.environment)
 
 
 @pytest.fixture
@@ -169,6 +160,7 @@ def test_podman_is_refused_before_a_repository_is_created(project, aws, command,
 
 
 def put_image(aws, uri: str, media_type: str = DOCKER, region: str = REGION) -> None:
+    """Stores an image in ECR, in a new repository."""
     ecr = aws.client("ecr", region=region)
     ecr.create_repository(repositoryName="sagemaker-tutorial")
     manifest = json.dumps({"mediaType": media_type})
@@ -220,8 +212,7 @@ def test_a_clone_with_windows_line_endings_still_has_scripts_that_run(tmp_path):
     git = ("git", "-c", "user.name=person", "-c", "user.email=person@example.com")
     source, clone = tmp_path / "source", tmp_path / "clone"
     source.mkdir()
-    shutil.copytree(ROOT / "docker", source / "docker")
-    shutil.copy(ROOT / ".gitattributes", source)
+    copy_project(source, "docker", ".gitattributes")
     for command in (("init", "--quiet"), ("add", "."), ("commit", "--quiet", "--message=all")):
         subprocess.run([*git, *command], cwd=source, check=True)
     subprocess.run([*git, "clone", "--quiet", "--config=core.autocrlf=true", source, clone], check=True)

@@ -6,24 +6,16 @@ import os
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from fake_aws.aws import ACCOUNT, BUCKET, REGION
 from moto.s3.models import s3_backends
-from runs.scripts import ARCHIVE, UPLOAD, Project
+from runs.scripts import ARCHIVE, FOLDER, UPLOAD
+from runs.waiting import wait_until
 
 pytestmark = pytest.mark.slow  # they start the AWS CLI several times
-FOLDER = f"s3://{BUCKET}/datasets/cifar-10"
 needs_wget = pytest.mark.skipif(not shutil.which("wget"), reason="there is no wget")
-
-
-@pytest.fixture
-def project(tmp_path: Path, aws) -> Project:
-    (tmp_path / "project").mkdir()
-    return Project(tmp_path / "project", aws.environment)
 
 
 @pytest.fixture
@@ -60,6 +52,7 @@ def serve() -> Iterator[Callable[..., str]]:
 
 
 def stored_md5(aws) -> str:
+    """Returns the checksum that S3 has recorded for the archive."""
     return aws.client("s3").head_object(Bucket=BUCKET, Key=f"datasets/cifar-10/{ARCHIVE}")["Metadata"]["md5"]
 
 
@@ -126,9 +119,7 @@ def test_a_failed_download_leaves_no_file(project, aws, serve, answer, words):
 def test_an_interrupted_download_leaves_no_file(project, aws, serve):
     project.archive.unlink()
     process = project.start(UPLOAD, FOLDER, CIFAR10_URL=serve(b"ima", missing=3))
-    while not any(path.stat().st_size for path in project.archive.parent.iterdir()):
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_until(lambda: any(path.stat().st_size for path in project.archive.parent.iterdir()), process)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=10)
     assert process.returncode == -signal.SIGINT

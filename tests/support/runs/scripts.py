@@ -7,27 +7,28 @@ import subprocess
 import sys
 from pathlib import Path
 
-from runs.programs import ROOT
+from fake_aws.aws import BUCKET
+from runs.programs import copy_project
 
 AWS_CLI = Path(sys.executable).parents[1] / "aws/bin"
 ARCHIVE = "cifar-10-python.tar.gz"
 BUILD, URI, PUSH = "docker/build-image.sh", "docker/image-uri.sh", "docker/push-image.sh"
 UPLOAD = "upload-cifar-10.sh"
+FOLDER = f"s3://{BUCKET}/datasets/cifar-10"
 
 
 class Project:
     """A copy of the files that the scripts use, with a small archive in .cache, and the environment of a user."""
 
     def __init__(self, folder: Path, environment: dict[str, str]):
-        shutil.copytree(ROOT / "docker", folder / "docker")
-        shutil.copy(ROOT / UPLOAD, folder)
-        self.folder = folder
+        self.folder = copy_project(folder, "docker", UPLOAD)
         self.archive = folder / ".cache" / ARCHIVE
         self.archive.parent.mkdir()
         self.environment = environment | {"PATH": f"{AWS_CLI}:{os.environ['PATH']}"}
         self.change_archive(b"images")
 
     def change_archive(self, content: bytes) -> None:
+        """Replaces the archive and the checksum that the scripts expect."""
         self.archive.write_bytes(content)
         self.environment["CIFAR10_MD5"] = hashlib.md5(content).hexdigest()
 
