@@ -1,4 +1,4 @@
-"""Every private or monkey-patched name of the SageMaker SDK; tests/launcher/test_launcher_sdk.py checks them."""
+"""Every private or monkey-patched name of the SageMaker SDK; tests/launcher/test_sagemaker_sdk.py checks them."""
 
 # ruff: noqa: E402 - the SDK must be kept quiet before it is imported.
 

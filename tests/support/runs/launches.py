@@ -1,4 +1,4 @@
-"""Requests of run_sagemaker.py, made in this process and without a network."""
+"""Generates requests of run_sagemaker.py in this process and without a network."""
 
 import tempfile
 from functools import cache
@@ -21,7 +21,7 @@ def one_session(container_root: str) -> Session:
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Removes all configuration of AWS, and sets an address where any request fails."""
+    """Removes the AWS configuration, and sets an endpoint at which all requests fail."""
     monkeypatch.setattr("launcher.sagemaker_sdk.make_session", lambda _, root: one_session(root))
     for name in ("AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)

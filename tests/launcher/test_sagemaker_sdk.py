@@ -1,4 +1,4 @@
-"""The names of the SageMaker SDK that the launcher replaces: each test fails when the SDK changes one."""
+"""Tests of launcher/sagemaker_sdk.py: they fail if the SageMaker SDK changes a name that the launcher replaces."""
 
 import inspect
 import subprocess
@@ -18,7 +18,7 @@ METHODS = ("_create_docker_host", "train", "retrieve_artifacts")
 
 @pytest.fixture
 def containers(tmp_path: Path, monkeypatch) -> sagemaker_sdk.Containers:
-    """Two containers that are not started, with a `docker` that knows Compose version 5 and nothing else."""
+    """Returns two containers that are not started, with a `docker` that can only print a Compose version, 5.0.1."""
     (tmp_path / "bin").mkdir()
     docker = tmp_path / "bin/docker"
     docker.write_text("#!/bin/sh\necho Docker Compose version 5.0.1\n")
@@ -33,19 +33,19 @@ def containers(tmp_path: Path, monkeypatch) -> sagemaker_sdk.Containers:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_methods_that_are_overridden_are_methods_of_the_sdk(name):
+def test_the_overridden_methods_exist_in_the_sdk(name):
     assert name in vars(PARENT)
     ours, theirs = (inspect.signature(getattr(kind, name)).parameters for kind in (sagemaker_sdk.Containers, PARENT))
     assert set(ours) - {"args"} <= set(theirs)
 
 
-def test_local_mode_finds_its_containers_and_their_log_where_they_are_replaced():
+def test_local_mode_uses_the_names_that_the_launcher_replaces():
     assert "_SageMakerContainer(" in inspect.getsource(local_session.LocalSagemakerClient.create_training_job)
     assert "_stream_output(process)" in inspect.getsource(PARENT.train)
     assert image._stream_output
 
 
-def test_the_request_passes_the_clients_that_are_replaced():
+def test_sessions_have_the_clients_that_the_launcher_replaces():
     for kind in (Session, LocalSession):
         assert "s3_resource" in inspect.getsource(kind) and "sagemaker_client" in inspect.getsource(kind)
 
@@ -53,11 +53,11 @@ def test_the_request_passes_the_clients_that_are_replaced():
 @pytest.mark.parametrize(
     "method", [sagemaker_sdk.PyTorch.fit, local_session.LocalSagemakerClient.create_training_job], ids=["fit", "client"]
 )
-def test_what_starts_a_job_sends_no_telemetry(method):
+def test_starting_a_job_sends_no_telemetry(method):
     assert "_send_telemetry_request" not in method.__code__.co_names
 
 
-def test_the_compose_file_mends_what_the_sdk_does_wrong(containers, tmp_path):
+def test_the_compose_file_corrects_that_of_the_sdk(containers, tmp_path):
     containers._generate_compose_file(
         "train", additional_volumes=[], additional_env_vars={"A": "b$c", "OMP_NUM_THREADS": "7"}
     )
@@ -73,7 +73,7 @@ def test_the_compose_file_mends_what_the_sdk_does_wrong(containers, tmp_path):
         assert all(Path(volume.split(":")[0]).is_dir() for volume in service["volumes"])
 
 
-def test_each_channel_is_a_folder_of_the_containers_by_its_name(containers, tmp_path):
+def test_each_channel_is_mounted_under_its_name(containers, tmp_path):
     for name in ("data", "train", "val"):
         (tmp_path / name).mkdir()
     channels = [{"ChannelName": name, "DataUri": f"file://{tmp_path}/{name}"} for name in ("train", "val")]
@@ -84,13 +84,13 @@ def test_each_channel_is_a_folder_of_the_containers_by_its_name(containers, tmp_
         assert mounted[f"/opt/ml/input/data/{name}"] == f"{tmp_path}/{name}"
 
 
-def test_compose_of_any_version_is_used(containers):
-    # The SDK's own would look for "v2" in the version, and not find it.
+def test_any_version_of_docker_compose_is_accepted(containers):
+    # The method of the SDK requires "v2" in the version.
     command = containers._compose()
     assert command[:2] == ["docker", "compose"] and "up" in command
 
 
-def test_after_a_failure_nothing_is_collected(containers, capfd):
+def test_a_failed_job_collects_no_artifacts(containers, capfd):
     process = subprocess.Popen(["sh", "-c", "echo no such image; exit 1"], stdout=subprocess.PIPE)
     with pytest.raises(RuntimeError, match="a container failed; its log is above"):
         containers.stream_output(process)
