@@ -57,14 +57,14 @@ def read_options(args: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("data", "Example: --input_path train=s3://bucket/train val=s3://...").add_argument
     paths = {"nargs": "+", "action": "extend", "type": channel, "metavar": "[NAME=]PATH"}
     add("--input_path", **paths, help="Input channels: folders, or S3 URIs in the cloud (default: training=.cache).")
-    add("--output_path", default="output", help="Folder or S3 URI of model.tar.gz and output.tar.gz (default: output).")
-    add("--checkpoint_path", help="Folder or S3 URI of checkpoints. A job with the same hyperparameters resumes.")
+    add("--output_path", default="output", help="Folder or S3 URI for model.tar.gz, output.tar.gz (default: output).")
+    add("--checkpoint_path", help="Folder or S3 URI for checkpoints, from which a job with the same options resumes.")
 
     add = parser.add_argument_group("containers", "Example: --instance_type=local --instance_count=4").add_argument
     add("--instance_type", default="local_gpu", help="ml.*; local or local_gpu for local mode (default: local_gpu).")
     add("--instance_count", type=PositiveInt, default=1, help="Number of instances or local containers (default: 1).")
     add("--image_uri", default="sagemaker-tutorial", help="Local name, or URI in ECR (default: sagemaker-tutorial).")
-    add("--environment", **key_values, help="Environment variables; visible to anyone who may describe the job.")
+    add("--environment", **key_values, help="Environment variables. Anyone who can call DescribeTrainingJob sees them.")
 
     add = parser.add_argument_group("cloud", "Example: --spot_instances --max_wait=172800 --max_run=86400").add_argument
     add("--role", help="ARN of the SageMaker execution role; required in the cloud.")
@@ -72,8 +72,8 @@ def read_options(args: list[str] | None = None) -> Namespace:
     add("--profile", help="Named profile of your AWS configuration (default: AWS_PROFILE).")
     add("--max_run", type=int, default=86400, help="Seconds after which SageMaker stops the job (default: 86400).")
     add("--spot_instances", **BOOLEAN, default=False, help="Use spot instances; set --checkpoint_path as well.")
-    add("--max_wait", type=int, help="Seconds of waiting for spot instances plus training (default: --max_run).")
-    add("--max_retry", type=int, help="Retries after an internal error of SageMaker, from 1 to 30 (default: none).")
+    add("--max_wait", type=int, help="Maximum seconds of waiting for spot plus training (default: --max_run).")
+    add("--max_retry", type=int, help="Retries after an internal SageMaker error, from 1 to 30 (default: none).")
     add("--estimator", **key_values | {"type": yaml_key_value}, help="Other arguments of the Estimator, as YAML.")
 
     add = parser.add_argument_group("monitoring", "Example: --metrics train_loss val_acc").add_argument

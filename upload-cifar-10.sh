@@ -28,7 +28,7 @@ remedy='delete it to download it again'
 if [[ ! -e $archive ]]; then
   command -v wget >/dev/null || fail "wget is not installed; install it, or put the archive into .cache yourself"
   file=$archive.$$
-  remedy='the download was discarded, try again later'
+  remedy='the download was discarded: try again later'
   trap 'rm -f "$file"' EXIT
   mkdir -p .cache
   progress=--show-progress

@@ -82,7 +82,7 @@ class CIFAR10DataModule(LightningDataModule):
         check_images(images, labels, len(self.mean))
         num_train = len(images) - num_test
         if self.val_split >= num_train:
-            raise ValueError(f"val_split={self.val_split}: expected less than {num_train}, the training images")
+            raise ValueError(f"val_split={self.val_split}: expected less than {num_train} training images")
 
         shuffled = torch.randperm(num_train, generator=seeded_generator(self.seed, SPLIT))
         splits = {

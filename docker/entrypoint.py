@@ -22,11 +22,11 @@ WAIT_SECONDS = float(os.environ.get("SIGTERM_WAIT_SECONDS", "120"))  # what Sage
 # peer raises no error: torch aborts the rank, and Lightning then kills the other ranks of that host.
 TAGS = {
     "PeerLost": "a peer was lost",
-    "Stopped": "another host was stopped, this one was not",
+    "Stopped": "another host was stopped, but not this one",
 }
 EXIT_CODES = {
     "ExitCode -6": "a rank was aborted, most likely because a peer was lost or hung",
-    "ExitCode -9": "a rank was killed, out of memory or because another rank of this host was lost",
+    "ExitCode -9": "a rank was killed (out of memory, or another rank on this host failed)",
 }
 
 

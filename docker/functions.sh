@@ -11,7 +11,7 @@ fail() {
 fail_as() {
   local advice=
   case $2 in
-    *"Docker daemon"* | *"docker API"*) advice='; start Docker, or add your user to the group docker' ;;
+    *"Docker daemon"* | *"docker API"*) advice='; start Docker, or add your user to the docker group' ;;
     *xpired*) advice='; sign in to AWS again' ;;
     *InvalidClientTokenId* | *SignatureDoesNotMatch* | *UnrecognizedClient*) advice='; AWS rejected your credentials; check them with aws configure list' ;;
     *AccessDenied* | *"(403)"* | *denied:*) advice='; attach docker/policies/laptop.json to your user' ;;

@@ -33,10 +33,10 @@ def check_options(options: Any) -> None:
     if "/" not in options.image_uri:
         raise ValueError(f"--image_uri={options.image_uri}: expected an image in ECR, such as $(docker/image-uri.sh)")
     if not (options.role or "").startswith("arn:"):  # the SDK would ask AWS for the ARN of a name
-        raise ValueError(f"--role={options.role}: expected the ARN of SageMaker's execution role; see README.md")
+        raise ValueError(f"--role={options.role}: expected the ARN of a SageMaker execution role; see README.md")
     for path in [*options.channels.values(), options.output_path, options.checkpoint_path or "s3://"]:
         if not path.startswith("s3://"):
-            raise ValueError(f"{path}: expected a folder in S3 for a job in the cloud, such as s3://my-bucket/folder")
+            raise ValueError(f"{path}: input, output and checkpoint paths of a job in the cloud must be S3 URIs")
 
 
 def check_request(estimator: Any, inputs: dict[str, str], options: Any) -> None:
@@ -65,7 +65,7 @@ def check_rules(request: dict[str, Any]) -> None:
     max_run = request["StoppingCondition"]["MaxRuntimeInSeconds"]
     max_wait = request["StoppingCondition"].get("MaxWaitTimeInSeconds")
     if max_wait and not (request.get("EnableManagedSpotTraining") and max_wait >= max_run):
-        raise ValueError(f"--max_wait={max_wait}: requires --spot_instances, and at least --max_run={max_run}")
+        raise ValueError(f"--max_wait={max_wait}: needs --spot_instances, and a value of at least --max_run={max_run}")
 
 
 def violations(value: Any, shape: Any, field: str = "") -> Iterator[str]:
@@ -89,7 +89,7 @@ def violations(value: Any, shape: Any, field: str = "") -> Iterator[str]:
         yield f"{shown}: expected one of {', '.join(rules['enum'])}"
     pattern = rules.get("pattern", r"\p{L}")
     if r"\p{" not in pattern and not re.fullmatch(pattern, value):  # Python has no such classes
-        yield f"{shown}: expected the pattern {pattern}"
+        yield f"{shown}: must match {pattern}"
 
 
 def cost(request: dict[str, Any]) -> str:
@@ -99,7 +99,7 @@ def cost(request: dict[str, Any]) -> str:
     hours = resources["InstanceCount"] * seconds / 3600
     spot = "spot " if request.get("EnableManagedSpotTraining") else ""
     quota = f'{resources["InstanceCount"]} of your quota "{resources["InstanceType"]} for {spot}training job usage"'
-    return f"uses at most {hours:g} instance-hours, and {quota}"
+    return f"up to {hours:g} instance-hours, and {quota}"
 
 
 def start_check(options: Any, app_dir: Path) -> Popen:
@@ -121,6 +121,6 @@ def wait_for_check(check: Popen) -> None:
     """Raises ValueError with the last line of train.py's stderr if it rejects the options; else prints its stderr."""
     stderr = check.communicate()[1]
     if check.returncode:
-        lines = stderr.strip().splitlines() or [f"train.py ended with exit code {check.returncode}"]
+        lines = stderr.strip().splitlines() or [f"train.py exited with code {check.returncode}"]
         raise ValueError(f"--hyperparams: {lines[-1]}")
     print(stderr, end="", file=sys.stderr)

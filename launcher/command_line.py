@@ -14,8 +14,8 @@ import yaml
 HINTS = {
     "xpired": "log in again, for example with `aws sso login`",
     "AccessDenied": "attach docker/policies/laptop.json to your user, and execution-role.json to the role",
-    "ResourceLimitExceeded": "request a higher quota in the AWS console, under Service Quotas, or wait for other jobs",
-    "CapacityError": "no capacity for this instance type: try later, or a different type or region, or without spot",
+    "ResourceLimitExceeded": "request a quota increase under Service Quotas in the AWS console, or wait for jobs",
+    "CapacityError": "no capacity for this instance type: try later, another type or region, or on-demand instances",
 }
 # Allows both --wait and --wait=false.
 BOOLEAN = {"type": yaml.safe_load, "choices": (True, False), "nargs": "?", "const": True}
@@ -30,7 +30,7 @@ class Parser(ArgumentParser):
         names = [name for name, _ in pairs]
         for name in names:
             if name.endswith("+") and names.count(name) > 1:
-                self.error(f"--hyperparams {name}: given twice; put the list into a YAML file in app/, as config=FILE")
+                self.error(f"--hyperparams {name}: given twice; list all in a YAML file in app/, and pass config=FILE")
         return dict(pairs)
 
 

@@ -17,11 +17,11 @@ def output_of(*command: str) -> subprocess.CompletedProcess:
 def check_machine(options: Any) -> None:
     """Raises ValueError if this machine lacks the GPU, Docker, Docker Compose, or the image of a local job."""
     if options.instance_type == "local_gpu" and "GPU 0" not in output_of("nvidia-smi", "-L").stdout:
-        raise ValueError(f"--instance_type=local_gpu: nvidia-smi finds no GPU; use local instead, and {USE_CPU}")
+        raise ValueError(f"--instance_type=local_gpu: finds no GPU; use --instance_type=local, and {USE_CPU}")
     docker = output_of("docker", "version")
     if docker.returncode:
         reason = docker.stdout.strip().rpartition("\n")[2]
-        raise ValueError(f"Docker cannot be used: {reason}; see https://docs.docker.com/engine/install/")
+        raise ValueError(f"Docker cannot be used: {reason}; start it, or see https://docs.docker.com/engine/install/")
     compose_command()
     image = options.image_uri
     if "/" not in image and output_of("docker", "image", "inspect", image).returncode:

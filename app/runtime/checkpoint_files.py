@@ -167,7 +167,7 @@ def load_compatible(path: Path, model: LightningModule, options: dict[str, Any])
     different = sorted(name for name in saved_options | options if saved_options.get(name) != options.get(name))
     if different:
         reason = f"{path}: was saved with a different {', '.join(different)}"
-        raise ValueError(f"{reason}; this run will replace it; to resume from it, stop now and pass --ckpt_path={path}")
+        raise ValueError(f"{reason}; this run will delete it; to resume from it, stop now and pass --ckpt_path={path}")
     # SageMaker copies files in any order: if the best network is missing, an older checkpoint may be complete.
     best = checkpoint["resume"]["best"]
     if best and options and in_sagemaker():

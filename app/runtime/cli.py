@@ -88,8 +88,8 @@ class CLI(LightningCLI):
         add("--ckpt_path", type=str | None, help=CKPT_PATH)
         add("--model_dir", type=str | None, help="Folder of the exported weights (default: --checkpoint.dirpath).")
         add("--lr_scheduler_interval", type=Literal["epoch", "step"], default="epoch", help="When the scheduler steps.")
-        add("--resume.every_n_minutes", type=NonNegativeFloat, default=5.0, help="Checkpoint interval; 0 for none.")
-        add("--resume.every_n_steps", type=NonNegativeInt, default=0, help="Checkpoint interval; 0 for none.")
+        add("--resume.every_n_minutes", type=NonNegativeFloat, default=5.0, help="Mid-epoch checkpoints; 0 for none.")
+        add("--resume.every_n_steps", type=NonNegativeInt, default=0, help="Mid-epoch checkpoints; 0 for none.")
         add("--process_group_timeout", type=PositiveFloat, default=300.0, help="Seconds to wait for other ranks.")
         parser.prefer_int()
 

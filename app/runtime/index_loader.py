@@ -37,7 +37,7 @@ class IndexLoader:
 
     def __init__(self, num_samples: int, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1):
         if seed is None and num_samples < world_size:
-            raise MisconfigurationException(f"{num_samples} samples for {world_size} processes: expected one for each")
+            raise MisconfigurationException(f"{num_samples} samples for {world_size} processes: need at least one each")
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.global_batch_size = batch_size * world_size

@@ -100,7 +100,7 @@ class Resume(callbacks.Checkpoint):
         ranks = state["ranks"]
         rank, world_size = trainer.global_rank, trainer.world_size
         if state["batch_geometry"] != batch_geometry(trainer):
-            difference = f"the checkpoint has {state['batch_geometry']}, this run {batch_geometry(trainer)}"
+            difference = f"the checkpoint has {state['batch_geometry']}, but this run {batch_geometry(trainer)}"
             raise CoordinatedExit(f"{difference}; use equal values, or pass --ckpt_path=none to start from scratch", 2)
         has_same_ranks = len(ranks) == world_size
         if not has_same_ranks and trainer.is_global_zero:

@@ -13,7 +13,7 @@ MAX_BYTES = 10_000_000  # of event files in a checkpoint
 
 
 class TensorBoardLog(TensorBoardLogger):
-    """A TensorBoardLogger that stores its event files in each checkpoint: a killed host may not have written them.
+    """A TensorBoardLogger that also saves its event files in checkpoints, so that they survive a killed host.
 
     Files of more than 10 MB together, such as with many images, are not stored.
     """
@@ -33,7 +33,7 @@ class TensorBoardLog(TensorBoardLogger):
         paths = [path for path in Path(self.log_dir).glob("events.*") if ".sagemaker-" not in path.name]
         if sum(path.stat().st_size for path in paths) > MAX_BYTES:
             paths = []
-            warn("the TensorBoard log exceeds 10 MB and is not saved in checkpoints: it is lost with this host")
+            warn("the TensorBoard log exceeds 10 MB and is not saved in checkpoints: losing this host loses it")
         files = {path.name: path.read_bytes() for path in paths}
         return {"version": self.version, "files": files, "next_step": self._next_step}
 

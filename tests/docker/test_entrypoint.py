@@ -50,7 +50,7 @@ class Container:
     ("failure", "explanation"),
     [
         ("PeerLost: {}", "a peer was lost: {}"),
-        ("Stopped: {}", "another host was stopped, this one was not: {}"),
+        ("Stopped: {}", "another host was stopped, but not this one: {}"),
     ],
 )
 def test_a_tag_is_explained_whatever_message_follows(tmp_path, failure, explanation, message):
@@ -64,7 +64,7 @@ def test_a_tag_is_explained_whatever_message_follows(tmp_path, failure, explanat
     ("failure", "explanation"),
     [
         (ABORTED, "a rank was aborted, most likely because a peer was lost or hung: "),
-        (KILLED, "a rank was killed, out of memory or because another rank of this host was lost: "),
+        (KILLED, "a rank was killed (out of memory, or another rank on this host failed): "),
     ],
 )
 def test_an_exit_code_in_the_toolkits_failure_is_explained(tmp_path, failure, explanation):

@@ -105,7 +105,7 @@ def test_a_missing_archive_is_downloaded_and_kept(project, aws, serve):
     ("answer", "words"),
     [
         ({"body": b"", "status": 404}, ["could not download http", "put the archive into .cache yourself"]),
-        ({"body": b"damaged"}, ["MD5", "the download was discarded, try again later"]),
+        ({"body": b"damaged"}, ["MD5", "the download was discarded: try again later"]),
     ],
 )
 def test_a_failed_download_leaves_no_file(project, aws, serve, answer, words):

@@ -43,18 +43,18 @@ def test_an_invalid_option_for_local_mode_is_reported_in_one_line(capsys, args, 
         ("--instance_type=ml.m5.large", "--instance_type=ml.m5.large has no GPU"),
         ("--instance_type=ml.trn1.2xlarge", "--instance_type=ml.trn1.2xlarge has no GPU"),
         ("--instance_type=ml.inf2.xlarge", "--instance_type=ml.inf2.xlarge has no GPU"),
-        ("--input_path a=s3://b/c d=e", "e: expected a folder in S3"),
+        ("--input_path a=s3://b/c d=e", "e: input, output and checkpoint paths of a job"),
         ("--image_uri=", "--image_uri=: expected an image in ECR"),
         ("--image_uri=sagemaker-tutorial", "--image_uri=sagemaker-tutorial: expected an image in ECR"),
-        ("--role=", "--role=: expected the ARN of SageMaker's execution role"),
-        ("--role=sagemaker", "--role=sagemaker: expected the ARN of SageMaker's execution role"),
+        ("--role=", "--role=: expected the ARN of a SageMaker execution role"),
+        ("--role=sagemaker", "--role=sagemaker: expected the ARN of a SageMaker execution role"),
         ("--instance_type=g4dn.xlarge", "--instance_type=g4dn.xlarge: expected local, local_gpu, or an ml"),
-        ("--input_path=.cache", ".cache: expected a folder in S3"),
-        ("--input_path=S3://Bucket/x", "S3://Bucket/x: expected a folder in S3"),
-        ("--output_path=s3:/my-bucket", "s3:/my-bucket: expected a folder in S3"),
-        ("--output_path=output", "output: expected a folder in S3"),
-        ("--output_path=", ": expected a folder in S3"),
-        ("--checkpoint_path=checkpoints", "checkpoints: expected a folder in S3"),
+        ("--input_path=.cache", ".cache: input, output and checkpoint paths of a job"),
+        ("--input_path=S3://Bucket/x", "S3://Bucket/x: input, output and checkpoint paths of a job"),
+        ("--output_path=s3:/my-bucket", "s3:/my-bucket: input, output and checkpoint paths of a job"),
+        ("--output_path=output", "output: input, output and checkpoint paths of a job"),
+        ("--output_path=", ": input, output and checkpoint paths of a job"),
+        ("--checkpoint_path=checkpoints", "checkpoints: input, output and checkpoint paths of a job"),
     ],
 )
 def test_an_invalid_option_for_the_cloud_is_reported_in_one_line(capsys, args, line):
@@ -87,7 +87,7 @@ def test_a_dry_run_prints_the_maximum_instance_hours_and_the_quota(capsys):
     options = ["--region=eu-central-1", "--max_run=5400", "--spot_instances", "--checkpoint_path=s3://b/c", "--dry_run"]
     launch(read_options([*CLOUD, *options]))
     name = "ml.g4dn.12xlarge for spot training job usage"
-    assert f'uses at most 3 instance-hours, and 2 of your quota "{name}"\n' in capsys.readouterr().err
+    assert f'up to 3 instance-hours, and 2 of your quota "{name}"\n' in capsys.readouterr().err
 
 
 @use_offline
@@ -113,21 +113,21 @@ def test_an_invalid_value_is_reported_with_its_field_of_the_request(args, line):
 
 
 MISTAKES = {
-    "--job_name=has_underscore": "TrainingJobName=has_underscore: expected the pattern",
-    f"--job_name={'x' * 70}": "TrainingJobName=x+: (value or length is 70, expected|expected the pattern)",
+    "--job_name=has_underscore": "TrainingJobName=has_underscore: must match",
+    f"--job_name={'x' * 70}": "TrainingJobName=x+: (value or length is 70, expected|must match)",
     f"--hyperparams a={'x' * 3000}": "HyperParameters.a=.*: value or length is 30.., expected 0 to 2500",
     f"--hyperparams {'x' * 300}=1": "name in HyperParameters=x+: value or length is 300, expected 0 to 256",
     f"--environment A={'x' * 600}": "Environment.A=x+: value or length is 600, expected 0 to 512",
-    "--environment 1A=b": "name in Environment=1A: expected the pattern",
+    "--environment 1A=b": "name in Environment=1A: must match",
     f"--metrics {' '.join(f'm{number}' for number in range(41))}": "AlgorithmSpecification.MetricDefinitions=.*is 41",
     "--instance_type=ml.g4dn.13xlarge": "ResourceConfig.InstanceType=ml.g4dn.13xlarge: expected one of ",
-    "--role=arn:aws:iam::1:role/x": "RoleArn=arn:aws:iam::1:role/x: (value or length is|expected the pattern)",
+    "--role=arn:aws:iam::1:role/x": "RoleArn=arn:aws:iam::1:role/x: (value or length is|must match)",
     "--max_retry=31": "RetryStrategy.MaximumRetryAttempts=31: value or length is 31, expected 1 to 30",
-    "--spot_instances --max_wait=3600": "--max_wait=3600: requires --spot_instances, and at least --max_run=86400",
-    "--max_wait=90000": "--max_wait=90000: requires --spot_instances",
+    "--spot_instances --max_wait=3600": "--max_wait=3600: needs --spot_instances, and a value of at least --max_run=",
+    "--max_wait=90000": "--max_wait=90000: needs --spot_instances",
     "--estimator keep_alive_period_in_seconds=99999": "ResourceConfig.KeepAlivePeriodInSeconds=99999: value or length",
     "--estimator input_mode=file": "AlgorithmSpecification.TrainingInputMode=file: expected one of ",
-    "--estimator subnets=[subnet_1] security_group_ids=[sg-1]": "VpcConfig.Subnets=subnet_1: expected the pattern",
+    "--estimator subnets=[subnet_1] security_group_ids=[sg-1]": "VpcConfig.Subnets=subnet_1: must match",
 }
 
 
@@ -141,7 +141,7 @@ def test_a_request_that_sagemaker_would_reject_is_rejected_locally(args, line):
 @use_offline
 def test_the_instance_hours_include_the_warm_pool():
     options = ["--estimator", "max_run=3600", "keep_alive_period_in_seconds=1800"]
-    line = 'uses at most 3 instance-hours, and 2 of your quota "ml.g4dn.12xlarge for training job usage"'
+    line = 'up to 3 instance-hours, and 2 of your quota "ml.g4dn.12xlarge for training job usage"'
     assert cost(preview(*CLOUD, *options)) == line
 
 

@@ -65,7 +65,7 @@ def test_missing_capacity_is_reported_with_what_to_do(capsys):
     reason = "CapacityError: Unable to provision requested ML compute capacity."
     line = error_of(capsys, TrainingJobStatus="Failed", FailureReason=reason)
     assert line == f"job my-job failed: {reason}; no capacity for this instance type: try later, " + (
-        "or a different type or region, or without spot"
+        "another type or region, or on-demand instances"
     )
 
 
@@ -85,7 +85,7 @@ def test_without_waiting_the_launcher_prints_how_to_attach_to_and_stop_the_job(a
     assert result.stderr == ""
     command = f"  python run_sagemaker.py --region={REGION}"
     assert result.stdout == (
-        'uses at most 3 instance-hours, and 2 of your quota "ml.g4dn.12xlarge for training job usage"\n'
+        'up to 3 instance-hours, and 2 of your quota "ml.g4dn.12xlarge for training job usage"\n'
         "job my-job runs independently of this command. Follow it, or stop it:\n"
         f"{command} --attach=my-job\n{command} --stop=my-job\n"
     )

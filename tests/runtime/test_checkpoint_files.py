@@ -73,7 +73,7 @@ def test_a_run_resumes_from_a_moved_checkpoint_folder(uninterrupted, tmp_path):
 def test_a_run_with_a_different_network_or_options_does_not_resume(tmp_path):
     interrupt(*CHECKPOINTED_RUN, cwd=tmp_path, step=23)
     stdout = train(*CHECKPOINTED_RUN, "--optimizer.lr=0.1", cwd=tmp_path).stdout
-    reason = "was saved with a different optimizer lr; this run will replace it"
+    reason = "was saved with a different optimizer lr; this run will delete it"
     assert f"skipping logs/checkpoints/last-step=21.ckpt: {reason}" in stdout
     interrupt(*CHECKPOINTED_RUN, cwd=tmp_path, step=23)
     options = ("--model=tiny.Dropout", "--ckpt_path=logs/checkpoints/last-step=21.ckpt")

@@ -126,4 +126,4 @@ def test_fewer_validation_images_than_processes_end_in_one_line(tmp_path):
     options = ("--model=tiny.Tiny", "--data=synthetic.SyntheticCIFAR10DataModule", "--data.num_train_images=601")
     result = train(*options, "--data.val_split=1", "--trainer.devices=2", cwd=tmp_path, cold=True, code=2)
     lines = [line for line in result.stderr.splitlines() if line.startswith("train.py: error: ")]
-    assert set(lines) == {"train.py: error: 1 samples for 2 processes: expected one for each"}
+    assert set(lines) == {"train.py: error: 1 samples for 2 processes: need at least one each"}

@@ -30,7 +30,7 @@ def test_each_validation_sample_is_seen_once_and_no_rank_gets_an_empty_batch(num
 
 
 def test_fewer_validation_samples_than_processes_are_rejected():
-    with pytest.raises(MisconfigurationException, match="1 samples for 2 processes: expected one for each"):
+    with pytest.raises(MisconfigurationException, match="1 samples for 2 processes: need at least one each"):
         IndexLoader(1, 16, world_size=2)
 
 

@@ -51,7 +51,7 @@ def test_a_host_whose_peer_gets_sigterm_saves_and_waits_for_its_own_sigterm(job)
     hosts[1].process.terminate()
     assert hosts[1].wait(timeout=20) == 1
     assert hosts[1].failure.startswith("Stopped: ")
-    explanation = "another host was stopped, this one was not: "
+    explanation = "another host was stopped, but not this one: "
     wait_for(f"{explanation}waiting 60 s for SIGTERM", hosts[0], timeout=20)
     hosts[0].process.terminate()
     assert hosts[0].wait(timeout=5) == 1
@@ -73,7 +73,7 @@ def test_the_only_host_of_a_job_does_not_wait_for_sigterm(job, tmp_path):
     (host,) = job(1, ENDLESS | drill(tmp_path, signum=signal.SIGKILL, rank=0), SIGTERM_WAIT_SECONDS="60")
     wait_for("Reporting training FAILURE", host)
     assert host.wait(timeout=20) == 1
-    line = "a rank was killed, out of memory or because another rank of this host was lost: "
+    line = "a rank was killed (out of memory, or another rank on this host failed): "
     assert host.failure.startswith(f"{line}ExecuteUserScriptError:\nExitCode -9\n")
 
 
