@@ -180,7 +180,7 @@ def make_estimator(options: Namespace, session: Any, folder: Path) -> Any:
 
 
 def inputs(options: Namespace) -> dict[str, str]:
-    """Returns the URIs of the channels; NAME becomes /opt/ml/input/data/NAME, and SM_CHANNEL_NAME, in containers."""
+    """Returns the URIs of the channels; containers have NAME in /opt/ml/input/data/NAME, as SM_CHANNEL_NAME says."""
     return {name: as_uri(path, "/") for name, path in options.channels.items()}
 
 

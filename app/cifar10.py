@@ -10,7 +10,7 @@ from pytorch_lightning import LightningDataModule
 from runtime.index_loader import IndexLoader, seeded_generator
 from torch import Tensor
 
-AUGMENTATION, SPLIT = 1, 2  # random streams, independent of 0, by which IndexLoader shuffles
+AUGMENTATION, SPLIT = 1, 2  # numbers of random streams; IndexLoader shuffles with number 0
 
 
 class CIFAR10DataModule(LightningDataModule):
@@ -97,7 +97,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.tensors["mean"] = torch.tensor(self.mean).view(-1, 1, 1) * 255
         self.tensors["std"] = torch.tensor(self.std).view(-1, 1, 1) * 255
         if self.augment:
-            # Storing mirrored images as well, 0.4 GB for CIFAR-10, is 1.6 times as fast as flipping every batch.
+            # Storing mirrored images as well takes 0.4 GB for CIFAR-10; it is 1.6 times as fast as flipping batches.
             flips = torch.stack([self.tensors["train_images"], self.tensors["train_images"].flip(-1)])
             self.tensors["train_images"] = F.pad(flips, (self.padding,) * 4)
 
@@ -119,7 +119,7 @@ class CIFAR10DataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         split = "train" if self.trainer.training else "test" if self.trainer.testing else "val"
         images, labels = self.gather(split, batch, self.trainer.current_epoch)
-        # Lightning has converted only the indices to the type of --trainer.precision.
+        # Lightning has applied --trainer.precision only to the batch of indices, which it does not change.
         return self.trainer.precision_plugin.convert_input(images), labels
 
     def gather(self, split: str, indices: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:

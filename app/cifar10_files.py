@@ -64,7 +64,7 @@ def read_cifar10(data_dir: Path, url: str = URL, verify: bool = True) -> tuple[T
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Loads numpy arrays, strings, numbers, lists and dicts: other classes in a pickle could run any code."""
+    """Loads only numpy arrays, strings, numbers, lists and dicts, as other classes in a pickle could run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
         is_array = module.startswith("numpy") and name in ("_reconstruct", "ndarray", "dtype")

@@ -1,6 +1,6 @@
 """SageMaker's training environment: the hosts of a job for Lightning, its folders, and its failure file.
 
-This file needs no other package; copy it into other projects:
+This file needs only the standard library; copy it into other projects:
 
     from sagemaker_env import hosts, in_sagemaker, set_up_hosts
 
@@ -73,7 +73,7 @@ def checkpoint_dir() -> str | None:
 
 
 def report_failure(reason: str, tag: str | None = None) -> None:
-    """Writes the failure file, whose first 1,024 characters SageMaker shows, if no other process has written it."""
+    """Writes the failure file unless another process has. SageMaker shows its first 1,024 characters."""
     if "SM_OUTPUT_DIR" in os.environ:
         with contextlib.suppress(OSError), open(Path(os.environ["SM_OUTPUT_DIR"], "failure"), "x") as file:
             file.write(f"{tag}: {reason}" if tag else reason)

@@ -11,8 +11,8 @@ Common options: --data.batch_size, --trainer.max_epochs, --trainer.devices, --tr
 
 from pathlib import Path
 
-import cifar10  # noqa: F401 - so that --data takes its classes by name
-import resnet  # noqa: F401 - so that --model does
+import cifar10  # noqa: F401 - so that --data finds its classes by name
+import resnet  # noqa: F401 - so that --model finds its classes by name
 from runtime.best_network import export_weights
 from runtime.cli import CLI
 from runtime.errors import one_line_errors

@@ -40,7 +40,7 @@ def main(command: list[str]) -> int:
         got_sigterm = True
         if process is None:
             sys.exit(128 + signum)
-        # SageMaker's toolkit, `train`, would exit at once, and the container before its ranks can react.
+        # SageMaker's toolkit, `train`, would exit at once and end the container before the ranks can react.
         with contextlib.suppress(psutil.NoSuchProcess):
             ranks = process.children(recursive=True)
             for receiver in ranks if ranks and command[0] == "train" else [process, *ranks]:

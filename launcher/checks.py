@@ -16,7 +16,7 @@ CONTAINER = {"SM_MODEL_DIR": "/opt/ml/model", "SM_OUTPUT_DATA_DIR": "/opt/ml/out
 
 
 def check_options(options: Any) -> None:
-    """Raises ValueError for mistakes that AWS or Docker miss, report unclearly, or report once the job is billed."""
+    """Raises ValueError for mistakes that AWS or Docker miss, report unclearly, or report only in a billed job."""
     if options.is_local and options.log_uri:
         raise ValueError(f"--hyperparams logger.save_dir={options.log_uri}: only jobs in the cloud can log to S3")
     if not (options.is_local or options.instance_type.startswith("ml.")):
@@ -105,7 +105,7 @@ def cost(request: dict[str, Any]) -> str:
 def start_check(options: Any, app_dir: Path) -> Popen:
     """Starts train.py as in a container, only to check its options, while the SDK is being imported.
 
-    It has the environment variables of the job, and no PYTHONPATH but theirs.
+    It inherits the environment of this process without PYTHONPATH, and gets the variables of the job.
     """
     # Sorted, as the toolkit passes them.
     arguments = [f"--{key}={value}" for key, value in sorted(options.hyperparams.items())]

@@ -42,7 +42,7 @@ def key_value(text: str) -> tuple[str, str]:
 
 
 class JsonTypes(yaml.SafeLoader):
-    """YAML in which all scalars but integers, true, false and null are strings, such as 012345670123, 1.10 and on."""
+    """YAML in which all scalars but integers, true, false and null are strings: `012345670123`, `1.10`, `on`."""
 
     yaml_implicit_resolvers: ClassVar = {}
 

@@ -29,7 +29,7 @@ def check_machine(options: Any) -> None:
 
 
 def compose_command() -> list[str]:
-    """Returns the command of Docker Compose, of any version; ValueError if it is not installed."""
+    """Returns the command of Docker Compose, of any version; raises ValueError if it is not installed."""
     for command in ["docker", "compose"], ["docker-compose"]:
         if output_of(*command, "version").returncode == 0:
             return command

@@ -1,4 +1,4 @@
-"""Every private or monkey-patched name of the SageMaker SDK; tests/launcher/test_sagemaker_sdk.py checks them."""
+"""The private and monkey-patched names of the SageMaker SDK that this project uses (test_sagemaker_sdk.py)."""
 
 # ruff: noqa: E402 - the SDK must be kept quiet before it is imported.
 

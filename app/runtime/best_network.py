@@ -28,7 +28,7 @@ class BestNetwork(ModelCheckpoint):
 
     @property
     def file_name(self) -> str:
-        """Path of the best network's checkpoint in the folder, or "" without one."""
+        """Path of the best network's checkpoint, relative to the folder, or "" if there is none."""
         return os.path.relpath(self.best_model_path, self.dirpath) if self.best_model_path else ""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

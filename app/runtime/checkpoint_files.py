@@ -75,7 +75,7 @@ class CheckpointFiles(TorchCheckpointIO):
         self._superseded.setdefault(Path(path), time.monotonic())
 
     def paths(self) -> list[Path]:
-        """Returns all checkpoints in the folder, also of earlier runs, the highest step first."""
+        """Returns all checkpoints in the folder, including those of earlier runs, the highest step first."""
         steps = {path: path.stem.removeprefix("last-step=") for path in self.folder.glob("last-step=*.ckpt")}
         numbered = [path for path, step in steps.items() if step.isdigit()]
         return sorted(numbered, key=lambda path: int(steps[path]), reverse=True)
@@ -140,7 +140,7 @@ def finished_marker(path: Path) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Returns a checkpoint; ValueError if the file is damaged. `torch.load` itself verifies no checksum."""
+    """Returns a checkpoint; raises ValueError if the file is damaged. `torch.load` itself verifies no checksum."""
     try:
         with zipfile.ZipFile(path) as file:
             if member := file.testzip():
@@ -157,7 +157,7 @@ def belongs_to_this_job(path: Path) -> bool:
 
 
 def load_compatible(path: Path, model: LightningModule, options: dict[str, Any]) -> dict[str, Any]:
-    """Returns a checkpoint; ValueError if it is damaged, or if parameter shapes or `options`, if any, differ."""
+    """Returns a checkpoint; raises ValueError if it is damaged, or if parameter shapes or `options` differ."""
     checkpoint = read_checkpoint(path)
     if "resume" not in checkpoint:
         raise ValueError(f"{path}: not a checkpoint of train.py")

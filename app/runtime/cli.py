@@ -58,7 +58,7 @@ RUN_DEFINING_OPTIONS = ("seed_everything", "data", "model", "optimizer", "lr_sch
 class CLI(LightningCLI):
     """Parses the options and creates trainer, model and data module. Invalid options exit with a one-line error.
 
-    Defaults < the YAML file `defaults` < --config < SageMaker's folders < options on the command line.
+    The classes' defaults < the YAML file `defaults` < --config < SageMaker's folders < options on the command line.
     Outside SageMaker, --config and the options count in the order given.
 
     Args:
@@ -96,7 +96,7 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: Parser, args: Any) -> None:
         args = join_values(sys.argv[1:])
         args = [re.sub("^[^=]+", lambda name: NEW_NAMES.get(name[0], name[0]), arg) for arg in args]
-        # In SageMaker, YAML files have a lower precedence than its folders.
+        # In SageMaker, YAML files have a lower precedence than SageMaker's folders.
         recipes = [arg for arg in args if in_sagemaker() and arg.startswith("--config=")]
         options = [arg for arg in args if arg not in recipes]
         platform = sagemaker_options() if in_sagemaker() else []
@@ -237,7 +237,7 @@ def register_strategies(timeout: float) -> None:
     """Gives "ddp" a timeout in seconds, and adds "ddp_exact".
 
     With find_unused_parameters, DDP never rebuilds its gradient buckets. With more than two ranks, it therefore sums in
-    the same order before and after a resume: bit-exact in 6 of 6 drills, while "ddp" was in none.
+    the same order before and after a resume: resumed runs were bit-exact in 6 of 6 drills; with "ddp", in none.
     """
     limits = {"override": True, "timeout": timedelta(seconds=timeout)}
     StrategyRegistry.register("ddp", DDPStrategy, **limits)
@@ -245,7 +245,7 @@ def register_strategies(timeout: float) -> None:
 
 
 def check_devices(accelerator: str, devices: Any) -> None:
-    """Raises ValueError for a GPU that is missing."""
+    """Raises ValueError if a GPU is requested but none is found."""
     has_gpu = accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
     if not has_gpu and (accelerator in ("gpu", "cuda") or str(devices) == "-1"):
         options = f"--trainer.accelerator={accelerator} --trainer.devices={devices}"

@@ -23,8 +23,8 @@ class CoordinatedExit(Exception):
 def one_line_errors() -> Iterator[None]:
     """Turns exceptions into one line on stderr and an exit code, and reports them to SageMaker.
 
-    The exit code is 2 for wrong input, 1 for failures, 128 + n after signal n. Unexpected exceptions keep their
-    traceback.
+    The exit code is 2 for wrong input or a full disk, 1 for other failures, 128 + n after signal n.
+    Unexpected exceptions keep their traceback.
     """
     try:
         yield
@@ -32,7 +32,7 @@ def one_line_errors() -> Iterator[None]:
         exit_with(error, 2)
     except CoordinatedExit as error:
         if local_rank():
-            # If another rank of this host fails first, Lightning kills local rank 0, which reports.
+            # With an error here, Lightning would kill local rank 0 before it has reported the reason.
             sys.exit(0)
         reason, code = error.args
         exit_with(reason, code, STOPPED if code > 128 else None)

@@ -26,8 +26,8 @@ class IndexLoader:
 
     Args:
         num_samples: Size of the data set.
-        batch_size: Samples per rank and batch, from 1.
-        seed: Seed of the shuffling, from 0, or None to keep the order.
+        batch_size: Samples per rank and batch, at least 1.
+        seed: Seed of the shuffling, at least 0, or None to keep the order.
         rank: Global rank of this process.
         world_size: Number of processes.
 
@@ -43,7 +43,7 @@ class IndexLoader:
         self.global_batch_size = batch_size * world_size
         self.batch_sampler = self.sampler = self  # where Lightning looks for set_epoch
         self.epoch = 0
-        self._start = self._position = 0  # of the next pass, and of this one, in global samples
+        self._start = self._position = 0  # where the next pass starts and where this one is, in samples of all ranks
 
     def set_epoch(self, epoch: int) -> None:
         if epoch != self.epoch:  # a loaded position is only valid in its own epoch

@@ -16,7 +16,7 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         options = re.findall(r"^  --([\w.]+)", self.format_help(), re.MULTILINE)
-        # The parser of an enclosing class would report an exception as one of several possible causes.
+        # jsonargparse wraps an exception once for each enclosing class, as one of several possible causes.
         exit_with(explain(str(unwrap(ex) or message), options), 2)
 
     def format_help(self) -> str:
@@ -25,7 +25,7 @@ class Parser(LightningArgumentParser):
     def prefer_int(self) -> None:
         """Makes 1 an int, not 1.0, where both are allowed: for Lightning's limits, 1 is one batch and 1.0 is all.
 
-        typing caches Union[float, int] and Union[int, float] as one.
+        Lightning's order of the types does not help, as typing caches Union[float, int] and Union[int, float] as one.
         """
         for action in self._actions:
             if {int, float} <= set(get_args(getattr(action, "_typehint", None))):
@@ -57,7 +57,7 @@ def explain(message: str, options: list[str]) -> str:
 
 
 def explain_cause(error: Exception) -> str:
-    """Returns one line for an exception; with file and line if jsonargparse has wrapped one of the user's own code."""
+    """Returns one line for an exception, with file and line if it is from the user's own code."""
     cause = unwrap(error)
     frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if "site-packages" not in frame.filename]
     if cause is error or not frames:

@@ -26,8 +26,8 @@ NON_REPRODUCIBLE_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomS
 def call_between_steps(trainer: Trainer, function: Callable[[], None]) -> None:
     """Calls a function before each training batch is fetched.
 
-    Only then is the previous step complete, with its metrics, schedulers and a validation after it, and the loader
-    has not advanced. The hook on_train_batch_end runs too early for that.
+    Only at this point is the previous step complete, including its metrics, its schedulers and any validation after it,
+    while the loader has not advanced yet. The hook on_train_batch_end runs too early for that.
     """
     loop = trainer.fit_loop.epoch_loop
     start_profiler = loop._on_before_fetch
@@ -102,14 +102,14 @@ def loaders_are_stateful(trainer: Trainer) -> bool:
         is_reproducible = not any(isinstance(sampler, NON_REPRODUCIBLE_SAMPLERS) for sampler in samplers)
         if not (is_reproducible and isinstance(loader, _Stateful)):
             return False
-    # Without a length Lightning fetches a batch in advance.
+    # Without a length, Lightning fetches a batch in advance.
     return trainer.num_training_batches != float("inf")
 
 
 def is_resumable_point(trainer: Trainer) -> bool:
     """Returns whether a run can resume from here.
 
-    Accumulated gradients are not saved, and right after a validation, a resumed run would count it a second time.
+    Accumulated gradients are not saved, and a run that resumed right after a validation would count it twice.
     """
     loop = trainer.fit_loop.epoch_loop
     is_after_validation = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
@@ -135,7 +135,7 @@ def restore_loop_state(trainer: Trainer, is_between_steps: bool, states: list | 
     trainer._logger_connector._callback_metrics.update(metrics)
     if is_between_steps:
         for loader, state in zip(loaders(trainer), states or [None] * len(loaders(trainer)), strict=True):
-            # Lightning does it after the iterator is made.
+            # Lightning sets the epoch only after it has created the iterator, which is too late.
             _set_sampler_epoch(loader, trainer.current_epoch)
             if state is not None:
                 loader.load_state_dict(state)
@@ -158,7 +158,7 @@ class ResumedResults(_ResultCollection):
     """Lightning's values of `self.log` in training, which continue the sums of an epoch that was interrupted.
 
     Args:
-        sums: What `epoch_sums` has returned, of one or several ranks.
+        sums: What `epoch_sums` returned on one or several ranks.
     """
 
     def __init__(self, sums: list[dict[str, Any]]):

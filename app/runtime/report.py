@@ -15,8 +15,8 @@ START = time.monotonic()  # after the imports of torch and Lightning
 class Report(Checkpoint):
     """Logs the throughput of each epoch, and prints the training processes and, if asked to, each epoch's metrics.
 
-    The throughput, of all processes without the time of validation, is logged as `samples_per_second` if all training
-    loaders have a batch size; the data module's `samples_name` replaces the word "samples".
+    The throughput of all processes together, not counting validation time, is logged as `samples_per_second`
+    if all training loaders have a batch size; the data module's `samples_name` replaces the word "samples".
 
     Args:
         has_progress_bar: Print no line of metrics after each epoch and after the test, as the progress bar shows them.
@@ -26,7 +26,7 @@ class Report(Checkpoint):
     def __init__(self, has_progress_bar: bool, samples_name: str = "samples"):
         self.has_progress_bar = has_progress_bar
         self.samples_name = samples_name
-        self.start = 0.0  # of the epoch, later by the time of its validations
+        self.start = 0.0  # of the epoch, moved later by the duration of its validations
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.on_train_epoch_start()  # which Lightning omits when it resumes within an epoch

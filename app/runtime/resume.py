@@ -94,7 +94,7 @@ class Resume(callbacks.Checkpoint):
 
     def _restore(self, trainer: Trainer, state: dict[str, Any]) -> None:
         for callback in trainer.callbacks:
-            # Lightning does not call it within an epoch.
+            # Lightning does not call this hook when it resumes within an epoch.
             if isinstance(callback, callbacks.GradientAccumulationScheduler):
                 callback.on_train_epoch_start(trainer, trainer.lightning_module)
         ranks = state["ranks"]
@@ -195,7 +195,7 @@ class Resume(callbacks.Checkpoint):
         if trainer.is_global_zero:
             if self.files.error:
                 raise CoordinatedExit(f"could not write the last checkpoint: {self.files.error}", 1)
-            if not in_sagemaker():  # which may repeat a job
+            if not in_sagemaker():  # SageMaker may restart a job even after this point
                 self.files.mark_finished()
 
 
@@ -203,7 +203,7 @@ class StopSignal:
     """SIGTERM and SIGINT, on which all ranks act after the same step.
 
     The flags of a step are read in the next one, and are reduced by gloo over the network of the hosts, never through
-    a GPU: so no rank waits for another one, or for its own device, which would cost each step a synchronization.
+    a GPU: so a rank waits neither for its own device nor, unless it is more than a step ahead, for another rank.
 
     Args:
         timeout: Seconds after which a rank that does not respond counts as lost.

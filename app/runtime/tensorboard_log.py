@@ -15,7 +15,7 @@ MAX_BYTES = 10_000_000  # of event files in a checkpoint
 class TensorBoardLog(TensorBoardLogger):
     """A TensorBoardLogger that also saves its event files in checkpoints, so that they survive a killed host.
 
-    Files of more than 10 MB together, such as with many images, are not stored.
+    If the files exceed 10 MB in total, for example because of many images, none of them is saved.
     """
 
     _next_step = 0
@@ -38,7 +38,7 @@ class TensorBoardLog(TensorBoardLogger):
         return {"version": self.version, "files": files, "next_step": self._next_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues the log of `state`, without what was logged later, in its folder unless a version was passed."""
+        """Continues the log that was saved in `state`, in the same folder unless a version was passed."""
         self._next_step = state["next_step"]
         continue_version(self, state["version"], self._next_step)
         for name, content in state["files"].items():

@@ -12,7 +12,7 @@ WIDTH, HEIGHT = 96, 72
 
 
 def draw(fruit: str, rng: random.Random) -> Image.Image:
-    """Draws the fruit at a random position on a table, in slightly random colors."""
+    """Draws the fruit at a random position on a plain background, in slightly random colors."""
     image = Image.new("RGB", (WIDTH, HEIGHT), color_near((120, 110, 100), 60, rng))
     left = rng.randrange(8, 48)
     top = rng.randrange(4, 32)
