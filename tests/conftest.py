@@ -1,6 +1,7 @@
 """Fixtures: an archive, the hosts of a SageMaker job, AWS."""
 
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,7 +9,11 @@ import pytest
 from fake_aws.aws import AWS
 from fake_aws.toolkit import Host, free_port
 from runs.archives import cifar10_files, write_archive
-from runs.programs import SYNTHETIC, TINY
+from runs.programs import ENVIRONMENT, SYNTHETIC, TINY
+
+# Killed processes leave files in the temporary folder. This one is deleted at the end.
+TEMPORARY = tempfile.TemporaryDirectory(prefix="tests-")
+ENVIRONMENT["TMPDIR"] = TEMPORARY.name
 
 # A test suite in the background ignores Ctrl-C, and its child processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

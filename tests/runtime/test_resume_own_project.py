@@ -138,7 +138,7 @@ def test_resuming_on_a_different_number_of_processes_is_rejected(tmp_path):
     interrupt(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path, step=17)
     result = train(*GLYPHS, *THREE_EPOCHS, "--trainer.devices=2", cwd=tmp_path, code=2)
     assert re.search(
-        r"the checkpoint has .*1 processes, this run .*2 processes; use equal values, or pass", result.stderr
+        r"the checkpoint has .*1 processes, but this run .*2 processes; use equal values, or pass", result.stderr
     )
 
 

@@ -23,9 +23,7 @@ PATH = os.pathsep.join(
 
 # One thread per process: pytest runs two tests at a time, and more threads than cores wait for each other.
 torch.set_num_threads(1)
-# Killed processes leave files in the temporary folder. This one is deleted at the end.
-TEMPORARY = tempfile.TemporaryDirectory(prefix="tests-")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH, "TMPDIR": TEMPORARY.name}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH}
 ENVIRONMENT = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("SM_")}
 
 TINY = ("--model=tiny.Tiny", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_epochs=2")
