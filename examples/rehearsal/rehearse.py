@@ -4,8 +4,9 @@
 
 run_sagemaker.py launches the job on a local simulation of AWS, and this program takes the part of SageMaker: two hosts
 get code, data and checkpoints from S3 and train, one is killed, and the job is restarted. Then the same job runs
-uninterrupted. The exit code is 1 if the weights of both runs differ. Pass both options as to run_sagemaker.py, to train
-your own network on your own data; by default a small network trains on synthetic images in CIFAR-10's format.
+uninterrupted. It is an example and not a test, because you can rehearse your own project with it. The exit code is 1 if
+the weights of both runs differ. Pass both options as to run_sagemaker.py, to train your own network on your own data;
+by default a small network trains on synthetic images in CIFAR-10's format.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""AWS on this machine: moto's API server, in this process so that a test can also play SageMaker's part in it."""
+"""A simulation of AWS: moto's API server in this process, so that a test can also act as SageMaker.
+
+It does not imitate quotas, billing and most validation, and it starts no job.
+"""
 
 import contextlib
 import json

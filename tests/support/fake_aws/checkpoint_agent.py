@@ -1,4 +1,7 @@
-"""A simulation of SageMaker's checkpoint agent, which copies to a folder instead of S3."""
+"""A simulation of SageMaker's checkpoint agent, which copies to a folder instead of S3.
+
+It does not imitate the real order and delays of the copies, which are not documented: both are random here.
+"""
 
 import contextlib
 import random

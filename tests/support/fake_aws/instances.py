@@ -1,4 +1,7 @@
-"""A simulation of SageMaker's instances: hosts get code, data and checkpoints from S3 and upload their results."""
+"""A simulation of SageMaker's instances: hosts get code, data and checkpoints from S3 and upload their results.
+
+It does not imitate the time that AWS takes to start or to replace an instance.
+"""
 
 import json
 import shutil

@@ -1,4 +1,7 @@
-"""Simulates SageMaker's containers: runs its real toolkit once per host, with hosts at 127.0.0.x."""
+"""A simulation of SageMaker's containers: runs its real toolkit once per host, with hosts at 127.0.0.x.
+
+It does not imitate the limits of memory and CPU, nor the isolation of the network and of the file system.
+"""
 
 import contextlib
 import json
