@@ -40,7 +40,7 @@ def test_one_container_trains_the_current_code(checkout):
 @pytest.mark.parametrize("attempt", [1, 2])
 def test_the_commands_of_the_tutorial_work_as_printed(checkout, attempt):
     # No GPU here: the launcher says what to do.
-    assert "use --instance_type=local; train on the CPU with" in run_as_person(
+    assert "use --instance_type=local, and train on the CPU with" in run_as_person(
         block("python run_sagemaker.py\n"), checkout, code=2
     )
 
