@@ -2,8 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python .venv --require-hashes
-# `fewest` locks one version of a package for all versions of Python, not a newer one for those that it supports.
-LOCK = $(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --custom-compile-command 'make lock' $(addprefix --upgrade-package ,$(UPGRADE))
 IMAGE_LOCK := $(wildcard docker/requirements/*.txt)
 
@@ -40,7 +39,7 @@ record: .venv/installed  ## Record the data of a figure: NAME=defaults, fast or 
 	$(BIN)/python docs/record.py $(NAME)
 
 figures: .venv/installed-dev  ## Draw the figures from the recorded data
-	$(BIN)/python docs/figures.py
+	.venv/figures/bin/python docs/figures.py
 
 drill: .venv/installed-dev  ## Kill and resume runs 20 times, or N=..., and compare the results
 	$(BIN)/python benchmarks/drill.py $(N)
@@ -69,6 +68,8 @@ lock: .venv/bin/uv  ## Lock the packages of pyproject.toml; UPGRADE=package take
 	$(BIN)/uv pip check --python .venv
 	$(PYTHON) -m venv --without-pip .venv/aws  # the AWS CLI needs a different botocore
 	$(BIN)/uv pip install --quiet --python .venv/aws awscli==1.45.11
+	$(PYTHON) -m venv --without-pip .venv/figures  # torchmetrics would import matplotlib, which takes half a second
+	$(BIN)/uv pip install --quiet --python .venv/figures matplotlib==3.11.2
 	@touch $@
 
 .PHONY: help train rehearse test test-slow test-docker check bench record figures readme drill lock

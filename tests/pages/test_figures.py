@@ -15,7 +15,7 @@ NAMES = ["interruption", "learning-curves"]
 
 
 def draw(output_dir: Path, results_dir: Path = RESULTS) -> list[str]:
-    program = [sys.executable, ROOT / "docs/figures.py"]
+    program = [Path(sys.executable).parents[1] / "figures/bin/python", ROOT / "docs/figures.py"]
     subprocess.run([*program, f"--results_dir={results_dir}", f"--output_dir={output_dir}"], check=True)
     return sorted(path.name for path in output_dir.glob("*.svg"))
 
