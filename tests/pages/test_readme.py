@@ -23,6 +23,7 @@ OTHER_OPTIONS = {
     "--checkpoint.every_n_minutes",
     "--checkpoint.every_n_train_steps",
     "--trainer.weights_save_path",
+    "--node_rank",
     "--user-name",
     "--policy-arn",
     "--recursive",

@@ -113,8 +113,8 @@ def test_a_different_number_of_samples_per_step_is_rejected(tmp_path):
     interrupt(*CHECKPOINTED_RUN, cwd=tmp_path, step=23)
     line = train(*CHECKPOINTED_RUN, "--data.batch_size=16", cwd=tmp_path, code=2).stderr.splitlines()[-1]
     assert line == (
-        "train.py: error: the checkpoint has 32 samples per step, 16 batches per epoch, this run 16 samples per step, "
-        "32 batches per epoch; use equal values, or pass --ckpt_path=none to start from scratch"
+        "train.py: error: the checkpoint has 32 samples per step, 16 batches per epoch, but this run "
+        "16 samples per step, 32 batches per epoch; use equal values, or pass --ckpt_path=none to start from scratch"
     )
 
 

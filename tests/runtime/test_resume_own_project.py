@@ -124,12 +124,12 @@ def test_resuming_with_a_different_batch_size_is_rejected(tmp_path):
     options = (*GLYPHS, *THREE_EPOCHS, "--data.batch_size=50")
     stderr = train(*options, "--ckpt_path=last", cwd=tmp_path, code=2).stderr
     assert stderr.splitlines()[-1] == (
-        "train.py: error: the checkpoint has 10 batches per epoch, 1 batches per step, 1 processes, this run 12 "
+        "train.py: error: the checkpoint has 10 batches per epoch, 1 batches per step, 1 processes, but this run 12 "
         "batches per epoch, 1 batches per step, 1 processes; use equal values, or pass --ckpt_path=none to start from "
         "scratch"
     )
     line = "skipping logs/checkpoints/last-step=16.ckpt: was saved with a different data batch_size; this run "
-    line += "will replace it"
+    line += "will delete it"
     assert line in train(*options, cwd=tmp_path).stdout
 
 
