@@ -4,7 +4,7 @@
 
 Each part takes one to three minutes on two cores. Alternatives run in turns, so that other work on the machine slows
 down all of them; on a machine that is fully busy the ratios are meaningless, because torch's threads wait for each
-other. bench_recipe.py measures the time to an accuracy. The exit code is 1 if a target is missed.
+other. recipe.py measures the time to an accuracy. The exit code is 1 if a target is missed.
 """
 
 import argparse

@@ -23,8 +23,8 @@ class CoordinatedExit(Exception):
 def one_line_errors() -> Iterator[None]:
     """Turns exceptions into one line on stderr and an exit code, and reports them to SageMaker.
 
-    The exit code is 2 for wrong input or a full disk, 1 for other failures, 128 + n after signal n.
-    Unexpected exceptions keep their traceback.
+    The exit code is 2 for wrong input or a full disk (1 if it was full for the last checkpoint), 1 for other failures,
+    128 + n after signal n. Unexpected exceptions keep their traceback.
     """
     try:
         yield
