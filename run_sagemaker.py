@@ -42,39 +42,42 @@ LOG_DIR = "/opt/ml/output/tensorboard"  # SageMaker copies this folder to S3 dur
 
 
 def read_options(args: list[str] | None = None) -> Namespace:
-    """Parses the command line; adds `is_local`, `channels` (name to path), `hyperparams` (as sent), and `log_uri`."""
+    """Parses the command line.
+
+    Adds `is_local`, `channels` (name to path), `hyperparams` (as sent), and `log_uri`.
+    """
     parser = Parser(usage=f"python run_sagemaker.py [options]\n\n{__doc__}", allow_abbrev=False)
     key_values = {"nargs": "*", "action": "extend", "default": [], "type": key_value, "metavar": "NAME=value"}
 
     add = parser.add_argument_group("job", "Example: --job_name=my-job --hyperparams data.batch_size=128").add_argument
-    add("--hyperparams", **key_values, help="Options of app/train.py, without dashes. NAME=null removes a default.")
+    add("--hyperparams", **key_values, help="Options of train.py without dashes; NAME=null removes a default.")
     add("--job_name", help="Name of the job in the cloud (default: image name and timestamp).")
-    add("--wait", **BOOLEAN, default=True, help="Stream the log of a job in the cloud; --wait=false returns at once.")
-    add("--attach", metavar="JOB", help="Stream the log of a job in the cloud from its start until the job ends.")
+    add("--wait", **BOOLEAN, default=True, help="Stream the log of a cloud job; --wait=false returns at once.")
+    add("--attach", metavar="JOB", help="Stream the log of a cloud job from its start to its end.")
     add("--stop", metavar="JOB", help="Stop a job in the cloud. Its checkpoints in S3 are kept.")
-    add("--dry_run", **BOOLEAN, default=False, help="Check the options and print the request instead of sending it.")
+    add("--dry_run", **BOOLEAN, default=False, help="Check options and print the request; send nothing.")
 
     add = parser.add_argument_group("data", "Example: --input_path train=s3://bucket/train val=s3://...").add_argument
     paths = {"nargs": "+", "action": "extend", "type": channel, "metavar": "[NAME=]PATH"}
-    add("--input_path", **paths, help="Input channels: folders, or S3 URIs in the cloud (default: training=.cache).")
-    add("--output_path", default="output", help="Folder or S3 URI for model.tar.gz, output.tar.gz (default: output).")
-    add("--checkpoint_path", help="Folder or S3 URI for checkpoints, from which a job with the same options resumes.")
+    add("--input_path", **paths, help="Channels: folders, or in the cloud S3 URIs (default: training=.cache).")
+    add("--output_path", default="output", help="Folder or S3 URI for the results (default: output).")
+    add("--checkpoint_path", help="Folder or S3 URI for checkpoints, from which a repeated job resumes.")
 
     add = parser.add_argument_group("containers", "Example: --instance_type=local --instance_count=4").add_argument
-    add("--instance_type", default="local_gpu", help="ml.*; local or local_gpu for local mode (default: local_gpu).")
-    add("--instance_count", type=PositiveInt, default=1, help="Number of instances or local containers (default: 1).")
-    add("--image_uri", default="sagemaker-tutorial", help="Local name, or URI in ECR (default: sagemaker-tutorial).")
-    add("--environment", **key_values, help="Environment variables. Anyone who can call DescribeTrainingJob sees them.")
+    add("--instance_type", default="local_gpu", help="ml.*, or local or local_gpu (default: local_gpu).")
+    add("--instance_count", type=PositiveInt, default=1, help="Number of instances or containers (default: 1).")
+    add("--image_uri", default="sagemaker-tutorial", help="Name, or URI in ECR (default: sagemaker-tutorial).")
+    add("--environment", **key_values, help="Environment variables, which DescribeTrainingJob shows.")
 
     add = parser.add_argument_group("cloud", "Example: --spot_instances --max_wait=172800 --max_run=86400").add_argument
     add("--role", help="ARN of the SageMaker execution role; required in the cloud.")
-    add("--region", help="AWS region of the job (default: AWS_REGION, AWS_DEFAULT_REGION, or your profile's).")
+    add("--region", help="AWS region of the job (default: AWS_REGION, AWS_DEFAULT_REGION, or the profile's).")
     add("--profile", help="Named profile of your AWS configuration (default: AWS_PROFILE).")
-    add("--max_run", type=int, default=86400, help="Seconds after which SageMaker stops the job (default: 86400).")
-    add("--spot_instances", **BOOLEAN, default=False, help="Use spot instances; set --checkpoint_path as well.")
-    add("--max_wait", type=int, help="Maximum seconds of waiting for spot plus training (default: --max_run).")
-    add("--max_retry", type=int, help="Retries after an internal SageMaker error, from 1 to 30 (default: none).")
-    add("--estimator", **key_values | {"type": yaml_key_value}, help="Other arguments of the Estimator, as YAML.")
+    add("--max_run", type=int, default=86400, help="Seconds after which the job is stopped (default: 86400).")
+    add("--spot_instances", **BOOLEAN, default=False, help="Use spot instances; set --checkpoint_path too.")
+    add("--max_wait", type=int, help="Maximum seconds of waiting plus training (default: --max_run).")
+    add("--max_retry", type=int, help="Retries after an internal error, from 1 to 30 (default: none).")
+    add("--estimator", **key_values | {"type": yaml_key_value}, help="Other Estimator arguments, as YAML.")
 
     add = parser.add_argument_group("monitoring", "Example: --metrics train_loss val_acc").add_argument
     names = {"nargs": "*", "action": "extend", "metavar": "NAME"}
@@ -165,7 +168,8 @@ def make_estimator(options: Namespace, session: Any, folder: Path) -> Any:
         "max_retry_attempts": options.max_retry,
         "tensorboard_output_config": log_config,
         "sagemaker_session": make_session(session, str(folder) if options.is_local else ""),
-        # A separate folder for each launch: the code is uploaded before SageMaker can reject a job name that exists.
+        # A separate folder for each launch: the code is uploaded before SageMaker can reject a job name that
+        # exists.
         "code_location": None if options.is_local else f"{as_uri(options.output_path)}/{folder.name}",
         "container_log_level": logging.WARNING,
         "debugger_hook_config": False,
@@ -180,7 +184,10 @@ def make_estimator(options: Namespace, session: Any, folder: Path) -> Any:
 
 
 def inputs(options: Namespace) -> dict[str, str]:
-    """Returns the URIs of the channels; containers have NAME in /opt/ml/input/data/NAME, as SM_CHANNEL_NAME says."""
+    """Returns the URIs of the channels.
+
+    Containers have NAME in /opt/ml/input/data/NAME, as SM_CHANNEL_NAME says.
+    """
     return {name: as_uri(path, "/") for name, path in options.channels.items()}
 
 

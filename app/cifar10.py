@@ -16,16 +16,17 @@ AUGMENTATION, SPLIT = 1, 2  # numbers of random streams; IndexLoader shuffles wi
 class CIFAR10DataModule(LightningDataModule):
     """CIFAR-10: 50,000 training and 10,000 test images of 32 by 32 pixels in 10 classes.
 
-    Batches are float32 images [batch_size, 3, 32, 32], normalized to mean 0 and standard deviation 1 per channel, and
-    int64 labels [batch_size], on the device that trains.
-    For other images, all of the same size, subclass this and define `read`, `num_classes`, `mean`, `std` and
-    `description`.
+    Batches are float32 images [batch_size, 3, 32, 32], normalized to mean 0 and standard deviation 1 per
+    channel, and int64 labels [batch_size], on the device that trains. For other images, all of the same size,
+    subclass this and define `read`, `num_classes`, `mean`, `std` and `description`.
 
     Args:
         data_dir: Folder with cifar-10-python.tar.gz, which is downloaded if it is missing. May be read-only.
-        batch_size: Batch size of each process, at least 1. The global batch size is this times the number of processes.
+        batch_size: Batch size of each process, at least 1. The global batch size is this times the number of
+            processes.
         val_split: Number of training images held out for validation, from 0 to 49,999.
-        augment: Pad training images with black, crop them at random positions, and flip half of them horizontally.
+        augment: Pad training images with black, crop them at random positions, and flip half of them
+            horizontally.
         padding: Pixels of padding on each side; 4 in He et al. 2015, section 4.2, less for short runs.
         seed: Seed of the validation split, the shuffling, the crops and the flips, at least 0.
         verify: Accept only an archive with CIFAR-10's official MD5 checksum.
@@ -37,8 +38,8 @@ class CIFAR10DataModule(LightningDataModule):
     std = (0.2470, 0.2435, 0.2616)
     description = "CIFAR-10"
     samples_name = "images"
-    # Options that may change when a run resumes: the images are the same from any folder or server, and on a different
-    # number of processes only a different batch_size gives the same global batch size.
+    # Options that may change when a run resumes: the images are the same from any folder or server, and on a
+    # different number of processes only a different batch_size gives the same global batch size.
     resume_safe_options = ("data_dir", "url", "verify", "batch_size")
 
     def __init__(
@@ -82,7 +83,7 @@ class CIFAR10DataModule(LightningDataModule):
         check_images(images, labels, len(self.mean))
         num_train = len(images) - num_test
         if self.val_split >= num_train:
-            raise ValueError(f"val_split={self.val_split}: expected less than {num_train} training images")
+            raise ValueError(f"val_split={self.val_split}: expected less than {num_train} (training images)")
 
         shuffled = torch.randperm(num_train, generator=seeded_generator(self.seed, SPLIT))
         splits = {
@@ -97,7 +98,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.tensors["mean"] = torch.tensor(self.mean).view(-1, 1, 1) * 255
         self.tensors["std"] = torch.tensor(self.std).view(-1, 1, 1) * 255
         if self.augment:
-            # Storing mirrored images as well takes 0.4 GB for CIFAR-10; it is 1.6 times as fast as flipping batches.
+            # Storing mirrored images as well, 0.4 GB for CIFAR-10, is 1.6 times as fast as flipping batches.
             flips = torch.stack([self.tensors["train_images"], self.tensors["train_images"].flip(-1)])
             self.tensors["train_images"] = F.pad(flips, (self.padding,) * 4)
 
@@ -123,7 +124,10 @@ class CIFAR10DataModule(LightningDataModule):
         return self.trainer.precision_plugin.convert_input(images), labels
 
     def gather(self, split: str, indices: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """Returns images and labels of a split on the device of `indices`; training images as augmented in `epoch`."""
+        """Returns images and labels of a split on the device of `indices`.
+
+        Training images are augmented as drawn for `epoch`.
+        """
         if self.tensors["mean"].device != indices.device:
             self.tensors = {name: tensor.to(indices.device) for name, tensor in self.tensors.items()}
         images = self.tensors[f"{split}_images"]
@@ -133,7 +137,7 @@ class CIFAR10DataModule(LightningDataModule):
                 self.augmented_epoch = epoch
             flip, top, left = self.tensors["augmentation"][:, indices]
             height, width = (size - 2 * self.padding for size in images.shape[-2:])
-            crops = images.unfold(3, height, 1).unfold(4, width, 1)  # a view [2, N, C, top, left, height, width]
+            crops = images.unfold(3, height, 1).unfold(4, width, 1)  # [2, N, C, top, left, height, width]
             images = crops[flip, indices, :, top, left]
         else:
             images = images[indices]
@@ -141,7 +145,10 @@ class CIFAR10DataModule(LightningDataModule):
         return images, self.tensors[f"{split}_labels"][indices]
 
     def draw_augmentation(self, epoch: int) -> Tensor:
-        """Returns flip, top and left [3, num_train] of an epoch; they do not depend on the number of processes."""
+        """Returns flip, top and left [3, num_train] of an epoch.
+
+        They do not depend on the number of processes.
+        """
         rng = seeded_generator(self.seed, AUGMENTATION, epoch)
         shape = (self.num_samples["train"],)
         num_offsets = 2 * self.padding + 1

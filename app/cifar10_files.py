@@ -49,7 +49,7 @@ def read_cifar10(data_dir: Path, url: str = URL, verify: bool = True) -> tuple[T
     is_missing = not archive.exists()
     content = download(url, archive) if is_missing else archive.read_bytes()
     if verify and (md5 := hashlib.md5(content).hexdigest()) != CIFAR10.tgz_md5:
-        raise ValueError(f"{archive} has MD5 {md5}, not CIFAR-10's; replace the file, or pass --data.verify=false")
+        raise ValueError(f"{url if is_missing else archive}: MD5 {md5}, not CIFAR-10's; --data.verify=false accepts it")
     if is_missing:
         write_atomically(content, archive)
     try:

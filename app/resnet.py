@@ -12,8 +12,8 @@ class Classifier(LightningModule):
 
     Args:
         network: Any module with that input and output.
-        label_smoothing: Part of the target's probability, from 0 to 1, that is spread uniformly over all classes in
-            training (Szegedy et al. 2016).
+        label_smoothing: Part of the target's probability, from 0 to 1, that is spread uniformly over all
+            classes in training (Szegedy et al. 2016).
     """
 
     def __init__(self, network: nn.Module, label_smoothing: float = 0.0):
@@ -60,9 +60,9 @@ class ResNet18(Classifier):
 class Convolution(nn.Conv2d):
     """A padded 3x3 convolution without bias.
 
-    On 1x1 maps, it uses only the center of its kernel, as the rest would see only padding. On a CPU with AVX2 but
-    without AVX-512, a training step of ResNet-18 on 32x32 images is then 1.6 to 2.0 times as fast, with the same
-    results.
+    On 1x1 maps, it uses only the center of its kernel, as the rest would see only padding. On a CPU with AVX2
+    but without AVX-512, a training step of ResNet-18 on 32x32 images is then 1.6 to 2.0 times as fast, with
+    the same results.
     """
 
     def forward(self, images: Tensor) -> Tensor:

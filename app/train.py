@@ -5,8 +5,9 @@ On all GPUs of this machine:     python app/train.py --trainer.accelerator=gpu -
 In two processes on the CPU:     python app/train.py --trainer.accelerator=cpu --trainer.devices=2
 Repeating a run:                 python app/train.py --config=logs/tensorboard/tutorial/version_0/config.yaml
 
-Common options: --data.batch_size, --trainer.max_epochs, --trainer.devices, --trainer.precision, --optimizer.lr,
---model=my_file.MyNetwork, --data=my_file.MyData, --resume.every_n_minutes, --logger.name, --seed_everything.
+Common options: --data.batch_size, --trainer.max_epochs, --trainer.devices, --trainer.precision,
+--optimizer.lr, --model=my_file.MyNetwork, --data=my_file.MyData, --resume.every_n_minutes, --logger.name,
+--seed_everything.
 """
 
 from pathlib import Path

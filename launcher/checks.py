@@ -95,10 +95,11 @@ def violations(value: Any, shape: Any, field: str = "") -> Iterator[str]:
 def cost(request: dict[str, Any]) -> str:
     """Returns the instance-hours that a job can use at most, and the quota that it needs."""
     resources = request["ResourceConfig"]
-    seconds = request["StoppingCondition"]["MaxRuntimeInSeconds"] + resources.get("KeepAlivePeriodInSeconds", 0)
-    hours = resources["InstanceCount"] * seconds / 3600
+    count = resources["InstanceCount"]
+    keep_alive = resources.get("KeepAlivePeriodInSeconds", 0)
+    hours = count * (request["StoppingCondition"]["MaxRuntimeInSeconds"] + keep_alive) / 3600
     spot = "spot " if request.get("EnableManagedSpotTraining") else ""
-    quota = f'{resources["InstanceCount"]} of your quota "{resources["InstanceType"]} for {spot}training job usage"'
+    quota = f'{count} of your quota "{resources["InstanceType"]} for {spot}training job usage"'
     return f"up to {hours:g} instance-hours, and {quota}"
 
 
@@ -118,7 +119,10 @@ def start_check(options: Any, app_dir: Path) -> Popen:
 
 
 def wait_for_check(check: Popen) -> None:
-    """Raises ValueError with the last line of train.py's stderr if it rejects the options; else prints its stderr."""
+    """Raises ValueError with the last line of train.py's stderr if it rejects the options.
+
+    Otherwise, prints its stderr.
+    """
     stderr = check.communicate()[1]
     if check.returncode:
         lines = stderr.strip().splitlines() or [f"train.py exited with code {check.returncode}"]

@@ -14,7 +14,7 @@ import yaml
 HINTS = {
     "xpired": "log in again, for example with `aws sso login`",
     "AccessDenied": "attach docker/policies/laptop.json to your user, and execution-role.json to the role",
-    "ResourceLimitExceeded": "request a quota increase under Service Quotas in the AWS console, or wait for jobs",
+    "ResourceLimitExceeded": "request a quota increase under Service Quotas, or wait until other jobs end",
     "CapacityError": "no capacity for this instance type: try later, another type or region, or on-demand instances",
 }
 # Allows both --wait and --wait=false.
@@ -70,7 +70,8 @@ def one_line_errors(code: int = 2) -> Iterator[None]:
         from boto3.exceptions import Boto3Error  # takes longer to import than --help to print
         from botocore.exceptions import BotoCoreError, ClientError
 
-        if not isinstance(error, (ValueError, RuntimeError, yaml.YAMLError, BotoCoreError, Boto3Error, ClientError)):
+        expected = (ValueError, RuntimeError, yaml.YAMLError, BotoCoreError, Boto3Error, ClientError)
+        if not isinstance(error, expected):
             raise
         hints = [f"; {hint}" for word, hint in HINTS.items() if word in str(error)]
         # The table of containers, in a RuntimeError, keeps its lines.

@@ -1,23 +1,23 @@
 """Checks for local mode: GPU, Docker, Docker Compose and image."""
 
-import subprocess
 from pathlib import Path
+from subprocess import PIPE, STDOUT, CompletedProcess, run
 from typing import Any
 
 USE_CPU = "train on the CPU with --hyperparams trainer.accelerator=cpu trainer.devices=1"
 
 
-def output_of(*command: str) -> subprocess.CompletedProcess:
+def output_of(*command: str) -> CompletedProcess:
     try:
-        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        return run(command, stdout=PIPE, stderr=STDOUT, text=True, errors="replace")
     except OSError:
-        return subprocess.CompletedProcess(command, 127, f"{command[0]} is not installed")
+        return CompletedProcess(command, 127, f"{command[0]} is not installed")
 
 
 def check_machine(options: Any) -> None:
     """Raises ValueError if this machine lacks the GPU, Docker, Docker Compose, or the image of a local job."""
     if options.instance_type == "local_gpu" and "GPU 0" not in output_of("nvidia-smi", "-L").stdout:
-        raise ValueError(f"--instance_type=local_gpu: finds no GPU; use --instance_type=local, and {USE_CPU}")
+        raise ValueError(f"--instance_type=local_gpu finds no GPU; use --instance_type=local, and {USE_CPU}")
     docker = output_of("docker", "version")
     if docker.returncode:
         reason = docker.stdout.strip().rpartition("\n")[2]

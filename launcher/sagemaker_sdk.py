@@ -10,8 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import boto3
-
 os.environ["SAGEMAKER_SUPPRESS_V2_WARNING"] = "1"
 for name in ("sagemaker", "sagemaker.config", "botocore"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -33,7 +31,7 @@ LocalClient.create_training_job = LocalClient.create_training_job.__wrapped__
 image._SageMakerContainer._get_compose_cmd_prefix = staticmethod(compose_command)
 
 
-def make_session(boto_session: boto3.Session, container_root: str = "") -> Session:
+def make_session(boto_session: Any, container_root: str = "") -> Session:
     if not container_root:
         return Session(boto_session)
     session = LocalSession(boto_session)
@@ -47,7 +45,8 @@ def preview_request(estimator: Any, inputs: dict[str, str], job_name: str | None
     session = estimator.sagemaker_session
     clients = session.sagemaker_client, session.s3_resource
     session.sagemaker_client = SimpleNamespace(create_training_job=request.update)
-    session.s3_resource = SimpleNamespace(Object=lambda *_: SimpleNamespace(upload_file=lambda *_, **__: None))
+    no_upload = SimpleNamespace(upload_file=lambda *_, **__: None)
+    session.s3_resource = SimpleNamespace(Object=lambda *_: no_upload)
     estimator.fit(inputs, job_name=job_name, wait=False)
     session.sagemaker_client, session.s3_resource = clients
     return request
@@ -82,8 +81,8 @@ class Containers(image._SageMakerContainer):
             # Otherwise Docker creates it, owned by root.
             Path(volume.split(":")[0]).mkdir(parents=True, exist_ok=True)
         num_threads = max(1, os.cpu_count() // self.instance_count)  # more would wait for each other
-        # A container that lost its peer need not wait for SIGTERM: Compose stops all of them. And its user, who may not
-        # exist in the image, needs a home for what torchvision downloads.
+        # A container that lost its peer need not wait for SIGTERM: Compose stops all of them. And its user,
+        # who may not exist in the image, needs a home for what torchvision downloads.
         defaults = [f"OMP_NUM_THREADS={num_threads}", "SIGTERM_WAIT_SECONDS=0", "HOME=/tmp"]
         service["environment"] = [each.replace("$", "$$") for each in [*defaults, *service["environment"]]]
         service["user"] = f"{os.getuid()}:{os.getgid()}"  # the owner of the files that the container writes

@@ -53,7 +53,7 @@ class BestNetwork(ModelCheckpoint):
         if trainer.is_global_zero and not trainer.fast_dev_run:
             try:
                 if not self.best_model_path:
-                    raise ValueError(f"--checkpoint.monitor={self.monitor} was never logged")
+                    raise ValueError(f"none was saved (--checkpoint.monitor={self.monitor})")
                 checkpoint = read_checkpoint(Path(self.best_model_path))
                 model.on_load_checkpoint(checkpoint)
                 model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
@@ -70,5 +70,5 @@ def export_weights(trainer: Trainer, model: LightningModule, path: Path) -> None
         weights = move_data_to_device(model.state_dict(), torch.device("cpu"))
         prefix = "network." if all(name.startswith("network.") for name in weights) else ""
         # torch.compile adds the other prefix.
-        weights = {name.removeprefix(prefix).replace("_orig_mod.", ""): weight for name, weight in weights.items()}
+        weights = {key.removeprefix(prefix).replace("_orig_mod.", ""): value for key, value in weights.items()}
         write_atomically(to_bytes(weights), path)

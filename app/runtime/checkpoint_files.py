@@ -27,8 +27,8 @@ SECONDS_BEFORE_DELETION = 600
 class CheckpointFiles(TorchCheckpointIO):
     """Writes Lightning's checkpoints, and keeps the last two of a run.
 
-    No complete file is renamed, because SageMaker, which copies the folder to S3 all the time, would copy it again. A
-    failure to write does not end the run; it is kept in `error`.
+    No complete file is renamed, because SageMaker, which copies the folder to S3 all the time, would copy it
+    again. A failure to write does not end the run; it is kept in `error`.
 
     Args:
         folder: Folder of the checkpoints.
@@ -52,7 +52,8 @@ class CheckpointFiles(TorchCheckpointIO):
         path = self.folder / f".lock{PARTIAL}"
         with contextlib.suppress(OSError):  # a full disk, or a file system without locks
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = self._lock or open(path, "a", buffering=1)  # noqa: SIM115 - closing it would end the lock
+            # Closing the file would end the lock.
+            self._lock = self._lock or open(path, "a", buffering=1)  # noqa: SIM115
             try:
                 fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._lock.truncate(0)
@@ -101,11 +102,12 @@ class CheckpointFiles(TorchCheckpointIO):
         for path in self.kept[-1:]:
             finished_marker(path).touch()
 
-    def find_resumable(self, ckpt_path: str | None, model: LightningModule, options: dict) -> dict[str, Any] | None:
+    def find_resumable(self, ckpt_path: str | None, model: LightningModule, options: dict) -> dict | None:
         """Returns the checkpoint to resume from, or None to start from scratch.
 
         Args:
-            ckpt_path: A path, `last`, `none`, or None for the newest checkpoint of an unfinished run with `options`.
+            ckpt_path: A path, `last`, `none`, or None for the newest checkpoint of an unfinished run with
+                `options`.
             model: Module that must have the same parameter shapes.
             options: Options of this run.
 
@@ -140,7 +142,10 @@ def finished_marker(path: Path) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Returns a checkpoint; raises ValueError if the file is damaged. `torch.load` itself verifies no checksum."""
+    """Returns a checkpoint.
+
+    Raises ValueError if the file is damaged. `torch.load` itself verifies no checksum.
+    """
     try:
         with zipfile.ZipFile(path) as file:
             if member := file.testzip():
@@ -157,18 +162,21 @@ def belongs_to_this_job(path: Path) -> bool:
 
 
 def load_compatible(path: Path, model: LightningModule, options: dict[str, Any]) -> dict[str, Any]:
-    """Returns a checkpoint; raises ValueError if it is damaged, or if parameter shapes or `options` differ."""
+    """Returns a checkpoint.
+
+    Raises ValueError if it is damaged, or if parameter shapes or `options` differ.
+    """
     checkpoint = read_checkpoint(path)
     if "resume" not in checkpoint:
         raise ValueError(f"{path}: not a checkpoint of train.py")
     if not has_same_shapes(checkpoint["state_dict"], model):
         raise ValueError(f"{path}: has different parameter names or shapes than this network")
-    saved_options = checkpoint["resume"]["options"] if options else {}
-    different = sorted(name for name in saved_options | options if saved_options.get(name) != options.get(name))
+    saved = checkpoint["resume"]["options"] if options else {}
+    different = sorted(name for name in saved | options if saved.get(name) != options.get(name))
     if different:
         reason = f"{path}: was saved with a different {', '.join(different)}"
         raise ValueError(f"{reason}; this run will delete it; to resume from it, stop now and pass --ckpt_path={path}")
-    # SageMaker copies files in any order: if the best network is missing, an older checkpoint may be complete.
+    # SageMaker copies in any order: if the best network is missing, an older checkpoint may be complete.
     best = checkpoint["resume"]["best"]
     if best and options and in_sagemaker():
         read_checkpoint(path.parent / best)

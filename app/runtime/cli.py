@@ -9,7 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-import sagemaker_env
 import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, register_type
@@ -18,7 +17,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ProgressBar
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from sagemaker_env import hosts, in_sagemaker, set_up_hosts
+from sagemaker_env import channel_dir, checkpoint_dir, hosts, in_sagemaker, model_dir, output_dir, set_up_hosts
 from torch.optim import Optimizer
 
 from runtime.best_network import BestNetwork
@@ -35,12 +34,13 @@ for name in ("lightning_fabric.utilities", "pytorch_lightning.utilities.rank_zer
     logging.getLogger(name).setLevel(logging.WARNING)
 # These warnings are about Lightning's own code, or about what is intended.
 warnings.filterwarnings("ignore", module=r"pytorch_lightning\.(utilities\._pytree|.*logger_connector\.result)")
-for text in ("Checkpoint directory .* is not empty", "Total length of `list`", "Precision .* by the model summary"):
+for text in ("Checkpoint directory .* is not empty", "Total length of `list`", "Precision .* model summary"):
     warnings.filterwarnings("ignore", message=text)
 
 register_type(torch.device)  # otherwise the saved config of StochasticWeightAveraging is invalid
 
-# Deterministic mode also fills uninitialized memory, for debugging, which costs 4 % of ResNet-18's step on the CPU.
+# Deterministic mode also fills uninitialized memory, for debugging, which costs 4 % of ResNet-18's step on
+# the CPU.
 torch.utils.deterministic.fill_uninitialized_memory = False
 
 CKPT_PATH = """Checkpoint to resume from: a path, `last` (the newest, even of a finished run or with other options), or
@@ -52,14 +52,14 @@ NEW_NAMES = {
     "--checkpoint.every_n_train_steps": "--resume.every_n_steps",
 }
 # A run resumes only with the same values of these options.
-RUN_DEFINING_OPTIONS = ("seed_everything", "data", "model", "optimizer", "lr_scheduler", "lr_scheduler_interval")
+RUN_OPTIONS = ("seed_everything", "data", "model", "optimizer", "lr_scheduler", "lr_scheduler_interval")
 
 
 class CLI(LightningCLI):
     """Parses the options and creates trainer, model and data module. Invalid options exit with a one-line error.
 
-    The classes' defaults < the YAML file `defaults` < --config < SageMaker's folders < options on the command line.
-    Outside SageMaker, --config and the options count in the order given.
+    The classes' defaults < the YAML file `defaults` < --config < SageMaker's folders < options on the command
+    line. Outside SageMaker, --config and the options count in the order given.
 
     Args:
         defaults: YAML file with the defaults of the program.
@@ -118,7 +118,7 @@ class CLI(LightningCLI):
     def _class_options(self, preliminary: Namespace) -> list[str]:
         """Returns options for arguments that the classes of data and model may have: data_dir and num_classes."""
         derived = []
-        data_dir = sagemaker_env.channel_dir("training")
+        data_dir = channel_dir("training")
         if data_dir and self.data_class and "data_dir" in preliminary.data.get("init_args", {}):
             derived += [f"--data={preliminary.data.class_path}", f"--data.data_dir={data_dir}"]
         num_classes = getattr(self.data_class, "num_classes", None)
@@ -156,7 +156,7 @@ class CLI(LightningCLI):
         config.plugins = [files, *as_list(config.plugins)]
         if in_sagemaker():
             set_up_hosts()
-        callbacks = [self.best, Report(config.enable_progress_bar, getattr(self.data_class, "samples_name", "samples"))]
+        callbacks = [self.best, Report(config.enable_progress_bar)]
         if config.logger:
             callbacks.append(LearningRateMonitor())
         self.resume = None
@@ -168,7 +168,7 @@ class CLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _run_defining_options(self) -> dict[str, Any]:
-        values = {key: value for key, value in self.config.items() if key.split(".")[0] in RUN_DEFINING_OPTIONS}
+        values = {key: value for key, value in self.config.items() if key.split(".")[0] in RUN_OPTIONS}
         for name in getattr(self.data_class, "resume_safe_options", ()):
             values.pop(f"data.init_args.{name}", None)
         return {re.sub(r"\W(init_args\W)?", " ", key): value for key, value in values.items()}
@@ -215,29 +215,30 @@ def as_list(value: Any) -> list[Any]:
 
 def join_values(args: list[str]) -> list[str]:
     """Joins names and values, which SageMaker's toolkit separates: alone, a value like -1e-3 looks like an option."""
-    names = args[::2]
-    if in_sagemaker() and len(args) % 2 == 0 and all(name.startswith("--") and "=" not in name for name in names):
-        return [f"{name}={value}" for name, value in zip(names, args[1::2], strict=True)]
+    are_separated = len(args) % 2 == 0 and all(name.startswith("--") and "=" not in name for name in args[::2])
+    if in_sagemaker() and are_separated:
+        return [f"{name}={value}" for name, value in zip(args[::2], args[1::2], strict=True)]
     return args
 
 
 def sagemaker_options() -> list[str]:
     """Returns options for the hosts and folders of a SageMaker job."""
-    output_dir = sagemaker_env.output_dir()
-    checkpoint_dir = sagemaker_env.checkpoint_dir() or f"{output_dir}/checkpoints"
+    output = output_dir()
+    checkpoints = checkpoint_dir() or f"{output}/checkpoints"
     return [
-        f"--checkpoint.dirpath={checkpoint_dir}",
-        f"--logger.save_dir={output_dir}/tensorboard",
-        f"--model_dir={sagemaker_env.model_dir()}",
-        f"--trainer.num_nodes={len(sagemaker_env.hosts())}",
+        f"--checkpoint.dirpath={checkpoints}",
+        f"--logger.save_dir={output}/tensorboard",
+        f"--model_dir={model_dir()}",
+        f"--trainer.num_nodes={len(hosts())}",
     ]
 
 
 def register_strategies(timeout: float) -> None:
     """Gives "ddp" a timeout in seconds, and adds "ddp_exact".
 
-    With find_unused_parameters, DDP never rebuilds its gradient buckets. With more than two ranks, it therefore sums in
-    the same order before and after a resume: resumed runs were bit-exact in 6 of 6 drills; with "ddp", in none.
+    With find_unused_parameters, DDP never rebuilds its gradient buckets. With more than two ranks, it
+    therefore sums in the same order before and after a resume: resumed runs were bit-exact in 6 of 6 drills;
+    with "ddp", in none.
     """
     limits = {"override": True, "timeout": timedelta(seconds=timeout)}
     StrategyRegistry.register("ddp", DDPStrategy, **limits)

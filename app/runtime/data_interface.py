@@ -21,4 +21,7 @@ class DataModuleExtras(Protocol):
     resume_safe_options: tuple[str, ...]
 
     def check_before_training(self) -> None:
-        """Checks the data on one process per host, before others are started; raises ValueError or OSError."""
+        """Checks the data on one process per host, before others are started.
+
+        Raises ValueError or OSError.
+        """

@@ -23,8 +23,8 @@ class CoordinatedExit(Exception):
 def one_line_errors() -> Iterator[None]:
     """Turns exceptions into one line on stderr and an exit code, and reports them to SageMaker.
 
-    The exit code is 2 for wrong input or a full disk (1 if it was full for the last checkpoint), 1 for other failures,
-    128 + n after signal n. Unexpected exceptions keep their traceback.
+    The exit code is 2 for wrong input or a full disk (1 if it was full for the last checkpoint), 1 for other
+    failures, 128 + n after signal n. Unexpected exceptions keep their traceback.
     """
     try:
         yield
@@ -63,7 +63,7 @@ def end_process(error: Exception) -> NoReturn:
 
 def is_lost_peer(error: Exception) -> bool:
     """Returns whether an exception of torch.distributed means that another rank failed or hangs."""
-    is_from_gloo = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "pair closure"))
+    is_from_gloo = isinstance(error, RuntimeError) and ("gloo" in str(error) or "pair closure" in str(error))
     return isinstance(error, DistError) or is_from_gloo
 
 
@@ -71,7 +71,7 @@ def exit_with(reason: object, code: int, tag: str | None = None) -> NoReturn:
     """Ends the program with one line on stderr."""
     message = " ".join(str(reason).split())
     report_failure(f"train.py: error: {message}", tag)
-    show("error", message)
+    sys.stderr.write(f"train.py: error: {message}\n")
     sys.exit(code)
 
 
@@ -79,12 +79,8 @@ def exit_with(reason: object, code: int, tag: str | None = None) -> NoReturn:
 def warn(message: str) -> None:
     """Prints a warning on stderr, once per host and message."""
     if not local_rank():
-        show("warning", " ".join(message.split()))
-
-
-def show(level: str, message: str) -> None:
-    # One write per line, as several ranks share stderr.
-    sys.stderr.write(f"train.py: {level}: {message}\n")
+        # One write per line, as several ranks share stderr.
+        sys.stderr.write(f"train.py: warning: {' '.join(message.split())}\n")
 
 
 def local_rank() -> int:

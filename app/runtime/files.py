@@ -33,7 +33,10 @@ def to_bytes(obj: object) -> memoryview:
 
 
 def write_atomically(content: bytes | memoryview, path: Path) -> None:
-    """Writes a file that appears under its name only when it is complete and on disk; raises OSError if that fails."""
+    """Writes a file that appears under its name only when it is complete and on disk.
+
+    Raises OSError if that fails.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:

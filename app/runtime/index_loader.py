@@ -18,12 +18,11 @@ def seeded_generator(*key: int) -> torch.Generator:
 class IndexLoader:
     """Yields one int64 tensor of sample indices per batch: this rank's part of the global batch.
 
-    With the same global batch size, all batches of an epoch but the last are the same on any number of ranks. No rank
-    ever gets an empty batch. With a seed, the order changes every epoch, and up to 2 * world_size - 1 samples are left
-    out of each epoch, so that all ranks have batches of equal size, of at least two samples (unless
-    batch_size is 1), as BatchNorm requires.
-    Without a seed, each sample is yielded exactly once, by one rank: a last global batch with fewer samples than
-    ranks is merged into the one before.
+    With the same global batch size, all batches of an epoch but the last are the same on any number of ranks.
+    No rank ever gets an empty batch. With a seed, the order changes every epoch, and up to 2 * world_size - 1
+    samples are left out of each epoch, so that all ranks have batches of equal size, of at least two samples
+    (unless batch_size is 1), as BatchNorm requires. Without a seed, each sample is yielded exactly once, by
+    one rank: a last global batch with fewer samples than ranks is merged into the one before.
 
     Args:
         num_samples: Size of the data set.
@@ -44,7 +43,8 @@ class IndexLoader:
         self.global_batch_size = batch_size * world_size
         self.batch_sampler = self.sampler = self  # where Lightning looks for set_epoch
         self.epoch = 0
-        self._start = self._position = 0  # where the next pass starts and where this one is, in samples of all ranks
+        # Where the next pass starts and where this one is, in samples of all ranks.
+        self._start = self._position = 0
 
     def set_epoch(self, epoch: int) -> None:
         if epoch != self.epoch:  # a loaded position is only valid in its own epoch
@@ -57,7 +57,7 @@ class IndexLoader:
         return num_full + (num_left >= min_samples)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        # Nothing is read before the first `next`, because Lightning calls `set_epoch` after `iter` when it resumes.
+        # Nothing is read before the first `next`, as Lightning calls `set_epoch` after `iter` to resume.
         order = torch.arange(self.num_samples)
         if self.seed is not None:
             order = torch.randperm(self.num_samples, generator=seeded_generator(self.seed, ORDER, self.epoch))

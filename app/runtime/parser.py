@@ -1,4 +1,7 @@
-"""A parser that reports in one line what jsonargparse reports in many; all private names of jsonargparse are here."""
+"""A parser that reports in one line what jsonargparse reports in many.
+
+All private names of jsonargparse are here.
+"""
 
 import difflib
 import re
@@ -25,7 +28,8 @@ class Parser(LightningArgumentParser):
     def prefer_int(self) -> None:
         """Makes 1 an int, not 1.0, where both are allowed: for Lightning's limits, 1 is one batch and 1.0 is all.
 
-        Lightning's order of the types does not help, as typing caches Union[float, int] and Union[int, float] as one.
+        Lightning's order of the types does not help, as typing caches Union[float, int] and Union[int, float]
+        as one.
         """
         for action in self._actions:
             if {int, float} <= set(get_args(getattr(action, "_typehint", None))):
@@ -59,7 +63,7 @@ def explain(message: str, options: list[str]) -> str:
 def explain_cause(error: Exception) -> str:
     """Returns one line for an exception, with file and line if it is from the user's own code."""
     cause = unwrap(error)
-    frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if "site-packages" not in frame.filename]
+    frames = [each for each in traceback.extract_tb(cause.__traceback__) if "site-packages" not in each.filename]
     if cause is error or not frames:
         return str(cause)
     return f"{type(cause).__name__}: {cause} ({frames[-1].filename}, line {frames[-1].lineno})"

@@ -1,7 +1,7 @@
 """All private names of Lightning that this package uses, each with its reason and a test (test_private_names.py).
 
-Lightning 2.6 has no public way to save a checkpoint between two steps, or to resume from there with the loader's own
-position and the sums of the epoch.
+Lightning 2.6 has no public way to save a checkpoint between two steps, or to resume from there with the
+loader's own position and the sums of the epoch.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomS
 from torchmetrics import Metric, MetricCollection
 
 # Samplers that draw a new order for each iterator, even when a loader resumes.
-NON_REPRODUCIBLE_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSamplerWrapper)
+REORDERING_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSamplerWrapper)
 
 
 def call_between_steps(trainer: Trainer, function: Callable[[], None]) -> None:
     """Calls a function before each training batch is fetched.
 
-    Only at this point is the previous step complete, including its metrics, its schedulers and any validation after it,
-    while the loader has not advanced yet. The hook on_train_batch_end runs too early for that.
+    Only at this point is the previous step complete, including its metrics, its schedulers and any validation
+    after it, while the loader has not advanced yet. The hook on_train_batch_end runs too early for that.
     """
     loop = trainer.fit_loop.epoch_loop
     start_profiler = loop._on_before_fetch
@@ -40,7 +40,10 @@ def call_between_steps(trainer: Trainer, function: Callable[[], None]) -> None:
 
 
 def num_batches_done(trainer: Trainer) -> int:
-    """Returns the number of batches done in this epoch; `batch_idx` keeps its last value between two epochs."""
+    """Returns the number of batches done in this epoch.
+
+    `batch_idx` keeps its last value between two epochs.
+    """
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
@@ -99,7 +102,7 @@ def loaders_are_stateful(trainer: Trainer) -> bool:
     for loader in loaders(trainer):
         parts = [loader, getattr(loader, "batch_sampler", None)]
         samplers = [getattr(part, "sampler", None) for part in parts]
-        is_reproducible = not any(isinstance(sampler, NON_REPRODUCIBLE_SAMPLERS) for sampler in samplers)
+        is_reproducible = not any(isinstance(sampler, REORDERING_SAMPLERS) for sampler in samplers)
         if not (is_reproducible and isinstance(loader, _Stateful)):
             return False
     # Without a length, Lightning fetches a batch in advance.
@@ -125,7 +128,7 @@ def preload_checkpoint(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     trainer._checkpoint_connector._loaded_checkpoint = checkpoint
 
 
-def restore_loop_state(trainer: Trainer, is_between_steps: bool, states: list | None, metrics: dict[str, Any]) -> None:
+def restore_loop_state(trainer: Trainer, is_between_steps: bool, states: list | None, metrics: dict) -> None:
     """Restores in on_train_start what Lightning leaves out when it resumes."""
     loop = trainer.fit_loop
     loop._restarting = False  # otherwise ReduceLROnPlateau does not step at the end of the epoch

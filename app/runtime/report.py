@@ -19,13 +19,12 @@ class Report(Checkpoint):
     if all training loaders have a batch size; the data module's `samples_name` replaces the word "samples".
 
     Args:
-        has_progress_bar: Print no line of metrics after each epoch and after the test, as the progress bar shows them.
-        samples_name: Plural of what a sample is, such as "images".
+        has_progress_bar: Print no line of metrics after each epoch and after the test, as the progress bar
+            shows them.
     """
 
-    def __init__(self, has_progress_bar: bool, samples_name: str = "samples"):
+    def __init__(self, has_progress_bar: bool):
         self.has_progress_bar = has_progress_bar
-        self.samples_name = samples_name
         self.start = 0.0  # of the epoch, moved later by the duration of its validations
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,7 +54,8 @@ class Report(Checkpoint):
         metrics = logged_metrics(trainer)  # waits for a GPU to be done
         num_samples = self.num_batches * num_samples_per_batch(trainer)
         if num_samples:
-            throughput = {f"{self.samples_name}_per_second": num_samples / (time.perf_counter() - self.start)}
+            samples_name = getattr(trainer.datamodule, "samples_name", "samples")
+            throughput = {f"{samples_name}_per_second": num_samples / (time.perf_counter() - self.start)}
             pl_module.log_dict(throughput)
             metrics |= throughput
         self._print(trainer, {"epoch": trainer.current_epoch, "step": trainer.global_step} | metrics)

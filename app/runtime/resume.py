@@ -18,7 +18,7 @@ from runtime.best_network import BestNetwork
 from runtime.checkpoint_files import CheckpointFiles
 from runtime.errors import CoordinatedExit, end_process
 
-# Lightning's callbacks that run trial steps before training, and those that do not fully restore what they modify.
+# Callbacks that run trial steps before training, and callbacks that do not fully restore what they modify.
 FINDERS = (callbacks.BatchSizeFinder, callbacks.LearningRateFinder)
 INEXACT_CALLBACKS = (callbacks.BaseFinetuning, callbacks.ModelPruning, callbacks.StochasticWeightAveraging)
 
@@ -27,8 +27,8 @@ INEXACT_CALLBACKS = (callbacks.BaseFinetuning, callbacks.ModelPruning, callbacks
 class Resume(callbacks.Checkpoint):
     """Saves checkpoints from which a run can resume, and resumes from them. Only rank 0 has the files.
 
-    A checkpoint is saved after the first step, at the end of each epoch and of the run, and at intervals within an
-    epoch.
+    A checkpoint is saved after the first step, at the end of each epoch and of the run, and at intervals
+    within an epoch.
 
     Args:
         best: Callback that knows the file of the best network.
@@ -85,7 +85,7 @@ class Resume(callbacks.Checkpoint):
         if trainer.is_global_zero and not private_lightning.loaders_are_stateful(trainer):
             reason = "the training loader cannot resume within an epoch"
             print(f"{reason}: an interrupted run resumes from the last complete epoch", flush=True)
-        inexact = [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, INEXACT_CALLBACKS)]
+        inexact = [type(each).__name__ for each in trainer.callbacks if isinstance(each, INEXACT_CALLBACKS)]
         if trainer.is_global_zero and inexact:
             print(f"{', '.join(inexact)} cannot be restored completely: a resumed run is not bit-exact", flush=True)
         if self.checkpoint:
@@ -132,8 +132,9 @@ class Resume(callbacks.Checkpoint):
         self._exit_if_stopped(trainer, signum)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        # Ranks whose loaders have no length may have different numbers of batches, and cannot reduce after each.
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and float("inf") not in trainer.num_val_batches:
+        # Loaders without a length may differ in their number of batches: no reduction after each is possible.
+        is_training = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if is_training and float("inf") not in trainer.num_val_batches:
             self._exit_if_stopped(trainer, self.stop_signal.all_reduce(trainer)[0])
 
     def _exit_if_stopped(self, trainer: Trainer, signum: int) -> None:
@@ -141,7 +142,7 @@ class Resume(callbacks.Checkpoint):
             trainer.strategy.barrier()
             reason = f"stopped by {signal.Signals(signum).name} after step {trainer.global_step}"
             # Only rank 0 has the files.
-            advice = f"; the same command resumes from {self.files.kept[-1]}" if self.files.kept else ""
+            advice = f"; the newest checkpoint is {self.files.kept[-1]}" if self.files.kept else ""
             raise CoordinatedExit(f"{reason}{advice}", 128 + signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -155,7 +156,7 @@ class Resume(callbacks.Checkpoint):
         is_finite = all(bool(torch.isfinite(weight).all()) for weight in weights if not is_lazy(weight))
         if not trainer.strategy.reduce_boolean_decision(is_finite):
             reason = f"the weights are not finite after step {trainer.global_step}"
-            raise CoordinatedExit(f"{reason}; lower --optimizer.lr, which starts a new run", 1)
+            raise CoordinatedExit(f"{reason}; lower the learning rate, and start a new run", 1)
         path = self.files.folder / f"last-step={trainer.global_step}.ckpt"
         self._is_between_steps = is_between_steps
         trainer.save_checkpoint(path, weights_only=False)
@@ -165,7 +166,7 @@ class Resume(callbacks.Checkpoint):
         if trainer.is_global_zero and not self.files.error:
             self.files.keep(path)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         if not private_lightning.loaders(trainer):
             # LearningRateFinder and BatchSizeFinder save and load such a copy before training.
             return
@@ -183,7 +184,7 @@ class Resume(callbacks.Checkpoint):
         }
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # Lightning's teardown synchronizes the device, which can block on other ranks, as can torch at process exit.
+        # Lightning's teardown synchronizes the device, which can block on other ranks, as can torch's exit.
         is_coordinated = isinstance(exception, CoordinatedExit) or not isinstance(exception, Exception)
         if trainer.world_size > 1 and not is_coordinated:
             for logger in trainer.loggers:
@@ -202,8 +203,9 @@ class Resume(callbacks.Checkpoint):
 class StopSignal:
     """SIGTERM and SIGINT, on which all ranks act after the same step.
 
-    The flags of a step are read in the next one, and are reduced by gloo over the network of the hosts, never through
-    a GPU: so a rank waits neither for its own device nor, unless it is more than a step ahead, for another rank.
+    The flags of a step are read in the next one, and are reduced by gloo over the network of the hosts, never
+    through a GPU: so a rank waits neither for its own device nor, unless it is more than a step ahead, for
+    another rank.
 
     Args:
         timeout: Seconds after which a rank that does not respond counts as lost.

@@ -107,7 +107,9 @@ def test_a_missing_permission_is_reported_with_the_policies_to_attach(account):
 def test_an_exceeded_quota_is_reported_with_what_to_do(account):
     account.refusal = ("ResourceLimitExceeded", "The account-level service limit is 2 Instances")
     line = launch_error(environment=account.environment)
-    assert re.match(".*ResourceLimitExceeded.* 2 Instances; request a quota increase .*, or wait for jobs", line)
+    assert re.match(
+        ".*ResourceLimitExceeded.* 2 Instances; request a quota increase .*, or wait until other jobs end", line
+    )
 
 
 def test_credentials_are_checked_before_the_upload(account):

@@ -126,6 +126,6 @@ def test_missing_docker_is_reported_with_a_link_to_install_it(laptop):
 def test_a_missing_gpu_is_reported_with_the_options_for_the_cpu(laptop):
     result = run_launcher(cwd=laptop, code=2, environment=NO_AWS | {"PATH": ""})
     assert result.stderr == (
-        "run_sagemaker.py: error: --instance_type=local_gpu: finds no GPU; use "
+        "run_sagemaker.py: error: --instance_type=local_gpu finds no GPU; use "
         "--instance_type=local, and train on the CPU with --hyperparams trainer.accelerator=cpu trainer.devices=1\n"
     )

@@ -70,7 +70,7 @@ def test_an_ignored_optimizer_option_is_reported(finished, kind):
 def test_without_val_loss_the_last_network_is_exported_with_a_warning(finished, kind):
     folder, result = finished(kind)
     line = "train.py: warning: testing and exporting the final weights instead of the best: "
-    line += "--checkpoint.monitor=val_loss was never logged\n"
+    line += "none was saved (--checkpoint.monitor=val_loss)\n"
     has_none = "val_loss" not in KINDS[kind][2]
     assert result.stderr.count(line) == has_none
     if has_none:

@@ -63,7 +63,7 @@ def test_a_signal_stops_the_run_after_the_step_and_reports_where_it_resumes(
 ):
     stderr = interrupt(*CHECKPOINTED_RUN, cwd=tmp_path, step=step, hook=hook, signum=signum).stderr
     path = f"logs/checkpoints/last-step={saved}.ckpt"
-    line = f"train.py: error: stopped by {signum.name} after step {step}; the same command resumes from {path}"
+    line = f"train.py: error: stopped by {signum.name} after step {step}; the newest checkpoint is {path}"
     assert stderr.splitlines()[-1] == line
     assert f"resuming from {path}, step {saved} in epoch 0" in train(*CHECKPOINTED_RUN, cwd=tmp_path).stdout
     assert_same_final_state(uninterrupted, tmp_path)
@@ -122,7 +122,7 @@ def test_non_finite_weights_stop_the_run_and_are_never_saved(tmp_path):
     result = train(*CHECKPOINTED_RUN, "--optimizer=SGD", "--optimizer.lr=1e38", cwd=tmp_path, code=1)
     line = result.stderr.splitlines()[-1]
     assert re.fullmatch(
-        r"train.py: error: the weights are not finite after step \d+; lower --optimizer.lr, which starts a new run",
+        r"train.py: error: the weights are not finite after step \d+; lower the learning rate, and start a new run",
         line,
     )
     for path in (tmp_path / "logs/checkpoints").glob("last*.ckpt"):
