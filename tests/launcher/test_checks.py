@@ -206,6 +206,11 @@ def test_the_last_line_of_stderr_is_the_error_of_a_failed_check(tmp_path):
         check(tmp_path, "import sys\nprint('any words', file=sys.stderr)\nsys.exit('the reason')\n")
 
 
+def test_a_check_that_fails_without_a_word_is_reported_with_its_exit_code(tmp_path):
+    with pytest.raises(ValueError, match=r"--hyperparams: train\.py exited with code 3"):
+        check(tmp_path, "import os\nos._exit(3)\n")
+
+
 def test_an_exception_in_train_py_is_reported_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"--hyperparams: .*ZeroDivisionError"):
         check(tmp_path, "1 / 0\n")
