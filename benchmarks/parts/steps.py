@@ -68,8 +68,9 @@ class StockMixin:
         return loss
 
     def configure_optimizers(self):
-        adam = not isinstance(self, FastNet)
-        return torch.optim.Adam(self.parameters(), lr=0.001) if adam else super().configure_optimizers()
+        if isinstance(self, FastNet):
+            return super().configure_optimizers()
+        return torch.optim.Adam(self.parameters(), lr=0.001, fused=True)
 
 
 class SumsMixin:
@@ -145,7 +146,7 @@ def time_loop(task: Task, device: str) -> list[float]:
 def prepare(model: Classifier, module: Images, num_steps: int) -> tuple:
     """Returns the optimizer and the learning rate schedule, or None."""
     if not isinstance(model, FastNet):
-        return torch.optim.Adam(model.parameters(), lr=0.001), None
+        return torch.optim.Adam(model.parameters(), lr=0.001, fused=True), None
     # The attributes of Trainer that the recipe reads.
     model.trainer = SimpleNamespace(datamodule=module, world_size=1, estimated_stepping_batches=num_steps)
     model.setup("fit")
