@@ -44,7 +44,7 @@ figures: .venv/installed-dev  ## Draw the figures from the recorded data
 drill: .venv/installed-dev  ## Kill and resume runs 20 times, or N=..., and compare the results
 	$(BIN)/python benchmarks/drill.py $(N)
 
-lock: .venv/bin/uv  ## Lock the packages of pyproject.toml; UPGRADE=package takes newer versions of one
+lock: .venv/bin/uv  ## Lock the packages of pyproject.toml; UPGRADE=package updates that package
 	$(LOCK) --group test --output-file requirements.txt
 	cat /dev/null $(IMAGE_LOCK) > .venv/image.txt  # uv keeps the versions that it finds in its output file
 	$(LOCK) --group image --constraints requirements.txt --output-file .venv/image.txt

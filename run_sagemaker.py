@@ -50,7 +50,7 @@ def read_options(args: list[str] | None = None) -> Namespace:
     key_values = {"nargs": "*", "action": "extend", "default": [], "type": key_value, "metavar": "NAME=value"}
 
     add = parser.add_argument_group("job", "Example: --job_name=my-job --hyperparams data.batch_size=128").add_argument
-    add("--hyperparams", **key_values, help="Options of train.py without dashes; NAME=null removes a default.")
+    add("--hyperparams", **key_values, help="Options of train.py without dashes; NAME=null omits a default.")
     add("--job_name", help="Name of the job in the cloud (default: image name and timestamp).")
     add("--wait", **BOOLEAN, default=True, help="Stream the log of a cloud job; --wait=false returns at once.")
     add("--attach", metavar="JOB", help="Stream the log of a cloud job from its start to its end.")
@@ -59,15 +59,15 @@ def read_options(args: list[str] | None = None) -> Namespace:
 
     add = parser.add_argument_group("data", "Example: --input_path train=s3://bucket/train val=s3://...").add_argument
     paths = {"nargs": "+", "action": "extend", "type": channel, "metavar": "[NAME=]PATH"}
-    add("--input_path", **paths, help="Channels: folders, or in the cloud S3 URIs (default: training=.cache).")
-    add("--output_path", default="output", help="Folder or S3 URI for the results (default: output).")
-    add("--checkpoint_path", help="Folder or S3 URI for checkpoints, from which a repeated job resumes.")
+    add("--input_path", **paths, help="Channels: folders (default: training=.cache), in the cloud S3 URIs.")
+    add("--output_path", default="output", help="Folder for the results (default: output), in the cloud an S3 URI.")
+    add("--checkpoint_path", help="Folder of checkpoints, in the cloud an S3 URI; a repeated job resumes.")
 
     add = parser.add_argument_group("containers", "Example: --instance_type=local --instance_count=4").add_argument
     add("--instance_type", default="local_gpu", help="ml.*, or local or local_gpu (default: local_gpu).")
     add("--instance_count", type=PositiveInt, default=1, help="Number of instances or containers (default: 1).")
     add("--image_uri", default="sagemaker-tutorial", help="Name, or URI in ECR (default: sagemaker-tutorial).")
-    add("--environment", **key_values, help="Environment variables, which DescribeTrainingJob shows.")
+    add("--environment", **key_values, help="Environment variables; no secrets, as DescribeTrainingJob shows them.")
 
     add = parser.add_argument_group("cloud", "Example: --spot_instances --max_wait=172800 --max_run=86400").add_argument
     add("--role", help="ARN of the SageMaker execution role; required in the cloud.")
@@ -140,6 +140,8 @@ def make_estimator(options: Namespace, session: Any, folder: Path) -> Any:
         options: What `read_options` returns.
         session: A boto3 session.
         folder: Temporary folder of this launch, also for the containers on this machine.
+
+    Raises ValueError for an unknown or unsupported name in `--estimator`.
     """
     if options.dry_run or (options.is_local and "s3://" not in f"{options.input_path} {options.output_path}"):
         os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # no credentials are needed
@@ -186,7 +188,7 @@ def make_estimator(options: Namespace, session: Any, folder: Path) -> Any:
 def inputs(options: Namespace) -> dict[str, str]:
     """Returns the URIs of the channels.
 
-    Containers have NAME in /opt/ml/input/data/NAME, as SM_CHANNEL_NAME says.
+    In a container, the channel `name` is the folder /opt/ml/input/data/name, which SM_CHANNEL_NAME contains.
     """
     return {name: as_uri(path, "/") for name, path in options.channels.items()}
 
@@ -219,7 +221,7 @@ def follow_job(session: Any, job_name: str, options: Namespace) -> None:
 
     command = f"python run_sagemaker.py --region={session.boto_region_name}"
     command += f" --profile={options.profile}" if options.profile else ""
-    print(f"job {job_name} runs independently of this command. Follow it, or stop it:")
+    print(f"job {job_name} does not need this command. To follow it, or to stop it:")
     print(f"  {command} --attach={job_name}\n  {command} --stop={job_name}", flush=True)
     if options.wait:
         with one_line_errors(code=1):

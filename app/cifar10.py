@@ -21,7 +21,8 @@ class CIFAR10DataModule(LightningDataModule):
     subclass this and define `read`, `num_classes`, `mean`, `std` and `description`.
 
     Args:
-        data_dir: Folder with cifar-10-python.tar.gz, which is downloaded if it is missing. May be read-only.
+        data_dir: Folder with cifar-10-python.tar.gz, which is downloaded if it is missing. With the file, it may be
+            read-only.
         batch_size: Batch size of each process, at least 1. The global batch size is this times the number of
             processes.
         val_split: Number of training images held out for validation, from 0 to 49,999.
@@ -67,7 +68,10 @@ class CIFAR10DataModule(LightningDataModule):
         self.augmented_epoch: int | None = None
 
     def read(self) -> tuple[Tensor, Tensor, int]:
-        """Returns all images [N, C, H, W] uint8, all labels [N] int64, and the size of the test set at their end."""
+        """Returns all images [N, C, H, W] uint8, all labels [N] int64, and the size of the test set.
+
+        Labels are from 0 to num_classes - 1. The test set is at the end of the images.
+        """
         return read_cifar10(self.data_dir, self.url, self.verify)
 
     def check_before_training(self) -> None:
@@ -83,7 +87,7 @@ class CIFAR10DataModule(LightningDataModule):
         check_images(images, labels, len(self.mean))
         num_train = len(images) - num_test
         if self.val_split >= num_train:
-            raise ValueError(f"val_split={self.val_split}: expected less than {num_train} (training images)")
+            raise ValueError(f"--data.val_split={self.val_split}: expected less than {num_train} (training images)")
 
         shuffled = torch.randperm(num_train, generator=seeded_generator(self.seed, SPLIT))
         splits = {
@@ -124,9 +128,10 @@ class CIFAR10DataModule(LightningDataModule):
         return self.trainer.precision_plugin.convert_input(images), labels
 
     def gather(self, split: str, indices: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """Returns images and labels of a split on the device of `indices`.
+        """Returns normalized images [B, C, H, W] float32 and labels [B] int64 of a split, for indices [B] int64.
 
-        Training images are augmented as drawn for `epoch`.
+        They are on the device of `indices`, to which all splits are moved. Training images are augmented as drawn
+        for `epoch`.
         """
         if self.tensors["mean"].device != indices.device:
             self.tensors = {name: tensor.to(indices.device) for name, tensor in self.tensors.items()}
@@ -145,7 +150,7 @@ class CIFAR10DataModule(LightningDataModule):
         return images, self.tensors[f"{split}_labels"][indices]
 
     def draw_augmentation(self, epoch: int) -> Tensor:
-        """Returns flip, top and left [3, num_train] of an epoch.
+        """Returns flip (0 or 1), top and left (pixels from 0 to 2 * padding) of an epoch, as int64 [3, num_train].
 
         They do not depend on the number of processes.
         """

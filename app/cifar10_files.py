@@ -21,8 +21,8 @@ BATCHES = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
 
 def download(url: str, target: Path) -> bytes:
     """Returns the content of `url`, which is to be written to `target`; raises OSError if that fails."""
-    check_writable(str(target.parent))
     try:
+        check_writable(str(target.parent))
         response = urllib.request.urlopen(url, timeout=30)
         print(f"downloading {url} to {target}", file=sys.stderr)
         return response.read()
@@ -49,7 +49,7 @@ def read_cifar10(data_dir: Path, url: str = URL, verify: bool = True) -> tuple[T
     is_missing = not archive.exists()
     content = download(url, archive) if is_missing else archive.read_bytes()
     if verify and (md5 := hashlib.md5(content).hexdigest()) != CIFAR10.tgz_md5:
-        raise ValueError(f"{url if is_missing else archive}: MD5 {md5}, not CIFAR-10's; --data.verify=false accepts it")
+        raise ValueError(f"{url if is_missing else archive}: wrong MD5 {md5}; replace it, or pass --data.verify=false")
     if is_missing:
         write_atomically(content, archive)
     try:
@@ -60,7 +60,7 @@ def read_cifar10(data_dir: Path, url: str = URL, verify: bool = True) -> tuple[T
         labels = torch.cat([torch.tensor(batch["labels"]) for batch in batches])
         return images, labels, len(batches[-1]["labels"])
     except Exception as error:  # a damaged archive can raise anything
-        raise ValueError(f"{archive}: not a CIFAR-10 archive ({error}); delete it to download it again") from error
+        raise ValueError(f"{archive}: not a CIFAR-10 archive ({error}); delete it to download CIFAR-10's") from error
 
 
 class ArrayUnpickler(pickle.Unpickler):

@@ -7,6 +7,9 @@ This file needs only the standard library; copy it into other projects:
     if in_sagemaker():
         set_up_hosts()
     trainer = Trainer(num_nodes=len(hosts()) if in_sagemaker() else 1, ...)
+
+Outside SageMaker, `set_up_hosts`, `hosts`, `model_dir` and `output_dir` raise KeyError, `job_name` and `channel_dir`
+return None, and `report_failure` does nothing.
 """
 
 import contextlib

@@ -8,6 +8,8 @@ Repeating a run:                 python app/train.py --config=logs/tensorboard/t
 Common options: --data.batch_size, --trainer.max_epochs, --trainer.devices, --trainer.precision,
 --optimizer.lr, --model=my_file.MyNetwork, --data=my_file.MyData, --resume.every_n_minutes, --logger.name,
 --seed_everything.
+
+app/train.yaml overrides the defaults that are shown below. --print_config shows the values in use.
 """
 
 from pathlib import Path

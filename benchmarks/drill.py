@@ -166,7 +166,7 @@ interruptions       {len(interruptions)} in {(time.time() - start) / 60:.0f} min
 resumed             {sum(interruption.is_resumed for interruption in interruptions)}
 bit-exact           {len(exact)}
 steps lost          {max(lost)} at most, {mean(lost):.1f} on average; a checkpoint every {INTERVAL} steps
-seconds to recover  {max(seconds):.0f} at most, {mean(seconds):.0f} on average, most of them for imports""")
+seconds to recover  {max(seconds):.0f} at most, {mean(seconds):.0f} on average, imports included""")
     sys.exit(len(exact) < len(interruptions) or max(limited, default=0) > INTERVAL)
 
 

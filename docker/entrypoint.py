@@ -22,10 +22,10 @@ WAIT_SECONDS = float(os.environ.get("SIGTERM_WAIT_SECONDS", "120"))  # what Sage
 # peer raises no error: torch aborts the rank, and Lightning then kills the other ranks of that host.
 TAGS = {
     "PeerLost": "a peer was lost",
-    "Stopped": "another host was stopped, but not this one",
+    "Stopped": "a rank was stopped, but not this host",
 }
 EXIT_CODES = {
-    "ExitCode -6": "a rank was aborted, most likely because a peer was lost or hung",
+    "ExitCode -6": "a rank was aborted, on several GPUs usually because a peer was lost or hung",
     "ExitCode -9": "a rank was killed (out of memory, or another rank on this host failed)",
 }
 
@@ -73,7 +73,7 @@ def wait_if_due_to_different_host() -> None:
     file.write_text(f"{explanation}: {message}")
     hosts = json.loads((BASE_DIR / "input/config/resourceconfig.json").read_text())["hosts"]
     if len(hosts) > 1:
-        print(f"{explanation}: waiting {WAIT_SECONDS:g} s for SIGTERM", file=sys.stderr, flush=True)
+        print(f"{explanation}: waiting up to {WAIT_SECONDS:g} s for SIGTERM", file=sys.stderr, flush=True)
         signal.sigtimedwait({signal.SIGTERM}, WAIT_SECONDS)
 
 

@@ -31,16 +31,19 @@ def check_options(options: Any) -> None:
     if options.is_local:
         return
     if "/" not in options.image_uri:
-        raise ValueError(f"--image_uri={options.image_uri}: expected an image in ECR, such as $(docker/image-uri.sh)")
+        raise ValueError(f"--image_uri={options.image_uri}: push one, and pass $(docker/image-uri.sh)")
     if not (options.role or "").startswith("arn:"):  # the SDK would ask AWS for the ARN of a name
-        raise ValueError(f"--role={options.role}: expected the ARN of a SageMaker execution role; see README.md")
+        raise ValueError(f"--role={options.role or ''}: expected the ARN of a SageMaker execution role; see README.md")
     for path in [*options.channels.values(), options.output_path, options.checkpoint_path or "s3://"]:
         if not path.startswith("s3://"):
-            raise ValueError(f"{path}: input, output and checkpoint paths of a job in the cloud must be S3 URIs")
+            raise ValueError(f"{path}: --input_path, --output_path and --checkpoint_path must be S3 URIs in the cloud")
 
 
 def check_request(estimator: Any, inputs: dict[str, str], options: Any) -> None:
-    """Checks the request of a job before anything is uploaded; prints it to stdout in a dry run."""
+    """Checks the request of a job before anything is uploaded; prints it to stdout in a dry run.
+
+    Raises ValueError if SageMaker would reject it.
+    """
     from launcher.sagemaker_sdk import preview_request
 
     request = preview_request(estimator, inputs, options.job_name)
@@ -86,7 +89,8 @@ def violations(value: Any, shape: Any, field: str = "") -> Iterator[str]:
     if not rules.get("min", size) <= size <= rules.get("max", size):
         yield f"{shown}: value or length is {size}, expected {rules.get('min', 0)} to {rules.get('max', 'any number')}"
     if value not in rules.get("enum", [value]):
-        yield f"{shown}: expected one of {', '.join(rules['enum'])}"
+        similar = [each for each in rules["enum"] if each.startswith(value[:5])]
+        yield f"{shown}: expected one of {', '.join(similar or rules['enum'])}"
     pattern = rules.get("pattern", r"\p{L}")
     if r"\p{" not in pattern and not re.fullmatch(pattern, value):  # Python has no such classes
         yield f"{shown}: must match {pattern}"
@@ -99,8 +103,8 @@ def cost(request: dict[str, Any]) -> str:
     keep_alive = resources.get("KeepAlivePeriodInSeconds", 0)
     hours = count * (request["StoppingCondition"]["MaxRuntimeInSeconds"] + keep_alive) / 3600
     spot = "spot " if request.get("EnableManagedSpotTraining") else ""
-    quota = f'{count} of your quota "{resources["InstanceType"]} for {spot}training job usage"'
-    return f"up to {hours:g} instance-hours, and {quota}"
+    quota = f'a quota "{resources["InstanceType"]} for {spot}training job usage" of at least {count}'
+    return f"the job uses up to {hours:g} instance-hours, and needs {quota}"
 
 
 def start_check(options: Any, app_dir: Path) -> Popen:
@@ -119,12 +123,8 @@ def start_check(options: Any, app_dir: Path) -> Popen:
 
 
 def wait_for_check(check: Popen) -> None:
-    """Raises ValueError with the last line of train.py's stderr if it rejects the options.
-
-    Otherwise, prints its stderr.
-    """
+    """Raises RuntimeError with train.py's stderr if it rejects the options; otherwise, prints its stderr."""
     stderr = check.communicate()[1]
     if check.returncode:
-        lines = stderr.strip().splitlines() or [f"train.py exited with code {check.returncode}"]
-        raise ValueError(f"--hyperparams: {lines[-1]}")
+        raise RuntimeError(f"--hyperparams: {stderr.strip() or f'train.py exited with code {check.returncode}'}")
     print(stderr, end="", file=sys.stderr)

@@ -21,11 +21,11 @@ def check_machine(options: Any) -> None:
     docker = output_of("docker", "version")
     if docker.returncode:
         reason = docker.stdout.strip().rpartition("\n")[2]
-        raise ValueError(f"Docker cannot be used: {reason}; start it, or see https://docs.docker.com/engine/install/")
+        raise ValueError(f"Docker cannot be used: {reason}; start it, or give your user access; see README.md")
     compose_command()
     image = options.image_uri
     if "/" not in image and output_of("docker", "image", "inspect", image).returncode:
-        raise ValueError(f"--image_uri={image}: not found on this machine; build it with ./docker/build-image.sh")
+        raise ValueError(f"--image_uri={image}: not found; build it with IMAGE_NAME={image} ./docker/build-image.sh")
 
 
 def compose_command() -> list[str]:

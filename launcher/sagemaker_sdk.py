@@ -99,7 +99,7 @@ class Containers(image._SageMakerContainer):
                 print(line.decode(errors="replace"), end="", flush=True)
             if process.wait():
                 states = output_of(*compose, "ps", "--all").stdout
-                raise RuntimeError(f"a container failed; its log is above. All containers:\n{states}")
+                raise RuntimeError(f"Docker Compose or a container failed (see above). All containers:\n{states}")
             self.succeeded = True
         finally:  # before the SDK deletes folders to which running containers would still write
             output_of(*compose, "down")

@@ -15,7 +15,7 @@ from runtime.files import to_bytes, write_atomically
 
 
 class BestNetwork(ModelCheckpoint):
-    """A ModelCheckpoint that skips epochs without `monitor`, and finds its file after `dirpath` has moved.
+    """Saves the best network by the metric `monitor`, skips epochs without it, and finds its file after a move.
 
     Args:
         dirpath: Folder of the checkpoints.
@@ -53,12 +53,12 @@ class BestNetwork(ModelCheckpoint):
         if trainer.is_global_zero and not trainer.fast_dev_run:
             try:
                 if not self.best_model_path:
-                    raise ValueError(f"none was saved (--checkpoint.monitor={self.monitor})")
+                    raise ValueError(f"none was saved; the module must log --checkpoint.monitor={self.monitor}")
                 checkpoint = read_checkpoint(Path(self.best_model_path))
                 model.on_load_checkpoint(checkpoint)
                 model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
             except ValueError as error:
-                warn(f"testing and exporting the final weights instead of the best: {error}")
+                warn(f"using the final weights instead of the best: {error}")
 
 
 def export_weights(trainer: Trainer, model: LightningModule, path: Path) -> None:

@@ -46,6 +46,8 @@ class CheckpointFiles(TorchCheckpointIO):
     def lock(self) -> None:
         """Creates the folder, and marks it as used by this process until it ends, however it ends.
 
+        Does nothing if the disk is full or the file system has no locks.
+
         Raises:
             ValueError: If a different process uses it.
         """
@@ -69,7 +71,7 @@ class CheckpointFiles(TorchCheckpointIO):
             self.error = None
         except OSError as error:
             self.error = error
-            warn(f"could not write {path} ({error}); training continues and retries at the next checkpoint")
+            warn(f"could not write {path} ({error}); for now, a run can only resume from an earlier one")
 
     def remove_checkpoint(self, path: str | Path) -> None:
         # A resumed run still needs the best network until the next checkpoint refers to its successor.
@@ -130,7 +132,7 @@ class CheckpointFiles(TorchCheckpointIO):
             except ValueError as error:
                 if ckpt_path not in (None, "last"):
                     raise ValueError(f"--ckpt_path: {error}") from error
-                print(f"skipping {error}", flush=True)
+                print(f"skipping {error}; this run will delete it after its first step", flush=True)
         if ckpt_path == "last":
             raise ValueError("--ckpt_path=last: no checkpoint to resume from in --checkpoint.dirpath")
         return None
@@ -144,7 +146,7 @@ def finished_marker(path: Path) -> Path:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Returns a checkpoint.
 
-    Raises ValueError if the file is damaged. `torch.load` itself verifies no checksum.
+    Raises ValueError if the file is missing or damaged. `torch.load` itself verifies no checksum.
     """
     try:
         with zipfile.ZipFile(path) as file:
@@ -164,7 +166,7 @@ def belongs_to_this_job(path: Path) -> bool:
 def load_compatible(path: Path, model: LightningModule, options: dict[str, Any]) -> dict[str, Any]:
     """Returns a checkpoint.
 
-    Raises ValueError if it is damaged, or if parameter shapes or `options` differ.
+    Raises ValueError if it is missing or damaged, or if parameter shapes or `options` differ.
     """
     checkpoint = read_checkpoint(path)
     if "resume" not in checkpoint:
@@ -174,8 +176,7 @@ def load_compatible(path: Path, model: LightningModule, options: dict[str, Any])
     saved = checkpoint["resume"]["options"] if options else {}
     different = sorted(name for name in saved | options if saved.get(name) != options.get(name))
     if different:
-        reason = f"{path}: was saved with a different {', '.join(different)}"
-        raise ValueError(f"{reason}; this run will delete it; to resume from it, stop now and pass --ckpt_path={path}")
+        raise ValueError(f"{path}: has a different {', '.join(different)} (--ckpt_path={path} resumes from it)")
     # SageMaker copies in any order: if the best network is missing, an older checkpoint may be complete.
     best = checkpoint["resume"]["best"]
     if best and options and in_sagemaker():

@@ -43,8 +43,8 @@ register_type(torch.device)  # otherwise the saved config of StochasticWeightAve
 # the CPU.
 torch.utils.deterministic.fill_uninitialized_memory = False
 
-CKPT_PATH = """Checkpoint to resume from: a path, `last` (the newest, even of a finished run or with other options), or
-`none` to start from scratch. By default, an interrupted run with the same options is resumed."""
+CKPT_PATH = """Checkpoint to resume from: a path, `last` (the newest, even of a finished or different run), or `none`.
+ By default, an interrupted run with the same data, model and optimizer is resumed."""
 # Former names of options, which keep working.
 NEW_NAMES = {
     "--trainer.weights_save_path": "--checkpoint.dirpath",
@@ -130,7 +130,7 @@ class CLI(LightningCLI):
         has_own = self.model_class.configure_optimizers is not LightningModule.configure_optimizers
         self.auto_configure_optimizers = not has_own
         if has_own and local_rank() == 0:
-            print(f"{self.model_class.__name__} defines its own optimizers; ignoring --optimizer", flush=True)
+            print(f"{self.model_class.__name__} has its own optimizer and scheduler; ignoring --optimizer", flush=True)
 
     def configure_optimizers(self, module: LightningModule, optimizer: Optimizer, lr_scheduler: Any = None) -> Any:
         if lr_scheduler is None:
@@ -250,5 +250,5 @@ def check_devices(accelerator: str, devices: Any) -> None:
     has_gpu = accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
     if not has_gpu and (accelerator in ("gpu", "cuda") or str(devices) == "-1"):
         options = f"--trainer.accelerator={accelerator} --trainer.devices={devices}"
-        reason = f"torch {torch.__version__} finds no GPU (torch.version.cuda is {torch.version.cuda})"
+        reason = f"torch {torch.__version__} finds no GPU to use (torch.version.cuda is {torch.version.cuda})"
         raise ValueError(f"{options}: {reason}; train on the CPU with --trainer.accelerator=cpu --trainer.devices=1")

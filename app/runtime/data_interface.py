@@ -9,10 +9,11 @@ class DataModuleExtras(Protocol):
     A constructor argument named `data_dir` receives the folder of SageMaker's training channel.
 
     Attributes:
-        num_classes: Passed to a module that has an argument of this name.
+        num_classes: Passed to a module that has an argument of this name; a class attribute.
         description: Name of the test data in the summary, such as "CIFAR-10".
         samples_name: Plural of what a sample is, such as "images", for the logged `images_per_second`.
-        resume_safe_options: Constructor arguments that may differ when an interrupted run resumes.
+        resume_safe_options: Constructor arguments that may differ when an interrupted run resumes; a class
+            attribute.
     """
 
     num_classes: int

@@ -16,15 +16,16 @@ from torch.distributed import DistError
 
 
 class CoordinatedExit(Exception):
-    """Raised on every rank after the same step: CoordinatedExit(reason, exit code)."""
+    """Raised on every rank after the same step, or on rank 0 at the end: CoordinatedExit(reason, exit code)."""
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turns exceptions into one line on stderr and an exit code, and reports them to SageMaker.
 
-    The exit code is 2 for wrong input or a full disk (1 if it was full for the last checkpoint), 1 for other
-    failures, 128 + n after signal n. Unexpected exceptions keep their traceback.
+    The exit code is 2 for wrong input or a full disk, 1 if the last checkpoint could not be written and for
+    other failures, 128 + n after signal n. After a CoordinatedExit, ranks other than local rank 0 exit with 0.
+    Unexpected exceptions keep their traceback.
     """
     try:
         yield
@@ -42,7 +43,7 @@ def one_line_errors() -> Iterator[None]:
         if getattr(error, "errno", None) == errno.ENOSPC or "Early stopping conditioned on" in str(error):
             exit_with(error, 2)
         if is_lost_peer(error):
-            exit_with(f"lost contact with a peer (see --process_group_timeout): {error}", 1, PEER_LOST)
+            exit_with(f"lost contact with a peer; see the logs of all hosts: {error}", 1, PEER_LOST)
         report_failure(f"{type(error).__name__}: {error}")
         raise
 

@@ -1,6 +1,6 @@
 """A parser that reports in one line what jsonargparse reports in many.
 
-All private names of jsonargparse are here.
+All uses of jsonargparse's private names are here.
 """
 
 import difflib
@@ -48,16 +48,17 @@ def explain(message: str, options: list[str]) -> str:
         suggestion = f"did you mean {option.removesuffix(typo[1])}{similar[0]}?" if similar else ""
         return f"unknown option {option}; {suggestion or 'see --help, or --data.help=CLASS and --model.help=CLASS'}"
     message = re.sub(r'Parser key "([^"]+)"', lambda key: full_name(key[1]), message)
-    message = message.replace("the following arguments are required", "missing options (--data.NAME, --model.NAME)")
+    message = message.replace("the following arguments are required", "missing options of a class (--data.NAME)")
     kinds = re.findall(r"Expected a (?:<class '(?:\w+\.)*(\w+)|typing.Literal\[(.*?)\]|dot (import path))", message)
     if given := re.search(r"(?:Given|Got) value: (.*)", message):
         problem = re.search(r"^ {4}- (?!Expected a)(?:Problem with .*\s+)?(.+)", message, re.MULTILINE)
         expected = " or ".join(map("".join, kinds)).replace("NoneType", "null")
         reason = problem[1] if problem else f"expected {expected}"
-        hint = "; import pytorch_lightning instead of lightning.pytorch" if "named 'lightning'" in reason else ""
+        hint = "; is it in app/ or PYTHONPATH?" if "No module" in reason else ""
+        hint = "; import pytorch_lightning instead of lightning.pytorch" if "named 'lightning'" in reason else hint
         return f"{message.partition(':')[0]}={given[1]} is not valid: {reason}{hint}"
     files = re.findall(r"--config[ =](\S+)", " ".join(sys.argv))
-    return message + (f" (in {' or '.join(files)})" if files else "")
+    return message + (f" (on the command line or in {' or '.join(files)})" if files else "")
 
 
 def explain_cause(error: Exception) -> str:

@@ -13,7 +13,7 @@ START = time.monotonic()  # after the imports of torch and Lightning
 
 # A Checkpoint, because Lightning calls those after the module's own hooks, where many modules log.
 class Report(Checkpoint):
-    """Logs the throughput of each epoch, and prints the training processes and, if asked to, each epoch's metrics.
+    """Logs the throughput of each epoch, and prints the processes and, without a progress bar, each epoch's metrics.
 
     The throughput of all processes together, not counting validation time, is logged as `samples_per_second`
     if all training loaders have a batch size; the data module's `samples_name` replaces the word "samples".

@@ -27,8 +27,8 @@ INEXACT_CALLBACKS = (callbacks.BaseFinetuning, callbacks.ModelPruning, callbacks
 class Resume(callbacks.Checkpoint):
     """Saves checkpoints from which a run can resume, and resumes from them. Only rank 0 has the files.
 
-    A checkpoint is saved after the first step, at the end of each epoch and of the run, and at intervals
-    within an epoch.
+    A checkpoint is saved after the first step, at the end of each epoch and of the run, at intervals within
+    an epoch, and on a signal if the run can resume from that step.
 
     Args:
         best: Callback that knows the file of the best network.
@@ -53,7 +53,10 @@ class Resume(callbacks.Checkpoint):
     _last_time: float = 0.0
 
     def find(self, trainer: Trainer, model: LightningModule, ckpt_path: str | None) -> None:
-        """Finds the checkpoint to resume from, on rank 0, before training begins. Raises ValueError."""
+        """Finds the checkpoint to resume from, on rank 0, before training begins.
+
+        Raises ValueError if another run uses the folder, or if the checkpoint of `ckpt_path` cannot be used.
+        """
         if self.files.folder.exists():
             self.files.lock()
         self.checkpoint = self.files.find_resumable(ckpt_path, model, self.options)
@@ -83,8 +86,7 @@ class Resume(callbacks.Checkpoint):
         private_lightning.skip_signal_broadcast(trainer)
         self._last_time = time.monotonic()
         if trainer.is_global_zero and not private_lightning.loaders_are_stateful(trainer):
-            reason = "the training loader cannot resume within an epoch"
-            print(f"{reason}: an interrupted run resumes from the last complete epoch", flush=True)
+            print("the training loader is not stateful: a resumed run repeats the interrupted epoch", flush=True)
         inexact = [type(each).__name__ for each in trainer.callbacks if isinstance(each, INEXACT_CALLBACKS)]
         if trainer.is_global_zero and inexact:
             print(f"{', '.join(inexact)} cannot be restored completely: a resumed run is not bit-exact", flush=True)
@@ -100,8 +102,8 @@ class Resume(callbacks.Checkpoint):
         ranks = state["ranks"]
         rank, world_size = trainer.global_rank, trainer.world_size
         if state["batch_geometry"] != batch_geometry(trainer):
-            difference = f"the checkpoint has {state['batch_geometry']}, but this run {batch_geometry(trainer)}"
-            raise CoordinatedExit(f"{difference}; use equal values, or pass --ckpt_path=none to start from scratch", 2)
+            difference = f"the checkpoint has {state['batch_geometry']}, but this run has {batch_geometry(trainer)}"
+            raise CoordinatedExit(f"{difference}; adapt --data.batch_size, or pass --ckpt_path=none", 2)
         has_same_ranks = len(ranks) == world_size
         if not has_same_ranks and trainer.is_global_zero:
             print(f"resuming with world size {world_size} instead of {len(ranks)}: not bit-exact", flush=True)

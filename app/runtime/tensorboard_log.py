@@ -33,7 +33,7 @@ class TensorBoardLog(TensorBoardLogger):
         paths = [path for path in Path(self.log_dir).glob("events.*") if ".sagemaker-" not in path.name]
         if sum(path.stat().st_size for path in paths) > MAX_BYTES:
             paths = []
-            warn("the TensorBoard log exceeds 10 MB and is not saved in checkpoints: losing this host loses it")
+            warn("the TensorBoard log exceeds 10 MB and is not saved in checkpoints: with this host, it is lost")
         files = {path.name: path.read_bytes() for path in paths}
         return {"version": self.version, "files": files, "next_step": self._next_step}
 

@@ -65,16 +65,16 @@ def measure_exact() -> Iterator[Result]:
 
 
 def calculate() -> Iterator[Result]:
-    """Yields calculated results. They assume a T4's peak FLOPS, so the efficiency is a lower bound."""
+    """Yields calculated results. They assume peak FLOPS and full bandwidth, and no overlap."""
     for name, model, batch_size, flops in ("ResNet-18", ResNet18(), 128, FLOPS), ("recipe", FastNet(), 512, FLOPS_16):
         num_parameters = sum(weight.numel() for weight in model.network.parameters() if weight.requires_grad)
-        yield Result(f"CALCULATED {name}: sent per step by each of 2", bytes_sent(num_parameters, 2) / 1e6, "MB")
+        yield Result(f"CALCULATED {name}: sent per step by each of two", bytes_sent(num_parameters, 2) / 1e6, "MB")
         sizes = zip(getattr(model, "resolutions", [32]), SHARES if name == "recipe" else [1], strict=True)
         computing = sum(share * num_flops(model.network, size) for size, share in sizes) * batch_size / flops
         for num_hosts in 1, 2, 4, 8:
             communication = communication_seconds(num_parameters, num_hosts)
             times = {"computing": computing, "communication": communication, "computing for 0.9": 9 * communication}
-            what = f"CALCULATED {name}, batch {batch_size} per GPU, {num_hosts} ml.g4dn.12xlarge: efficiency, at least"
+            what = f"CALCULATED {name}, batch {batch_size} per GPU, {num_hosts} ml.g4dn.12xlarge: efficiency at peak"
             details = {f"ms of {name}": seconds * 1000 for name, seconds in times.items()}
             yield Result(what, efficiency(computing, num_parameters, num_hosts), details=details)
 

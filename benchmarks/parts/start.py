@@ -28,7 +28,7 @@ def seconds_to_end(*commands: dict[str, Any]) -> float:
     processes = [subprocess.Popen(**command, **QUIET) for command in commands]
     for process in processes:
         if process.wait():
-            sys.exit(f"{process.args} failed")
+            sys.exit(f"{process.args} failed; run it to see why")
     return perf_counter() - start
 
 
@@ -40,7 +40,7 @@ def seconds_to_first_step() -> float:
             has_started = any(line.startswith("training in") for line in process.stdout)
             seconds = perf_counter() - start
             process.kill()
-    return seconds if has_started else sys.exit(f"{process.args} failed")
+    return seconds if has_started else sys.exit(f"{process.args} failed; run it to see why")
 
 
 def measure_start() -> Iterator[Result]:

@@ -42,7 +42,7 @@ def test_the_network_limits_communication_between_hosts():
 
 
 def test_efficiency_is_calculated_for_both_networks_on_up_to_eight_hosts():
-    results = {result.what: result.value for result in calculate() if result.what.endswith("efficiency, at least")}
+    results = {result.what: result.value for result in calculate() if result.what.endswith("efficiency at peak")}
     assert len(results) == 8 and all(0 < value < 1 for value in results.values())
 
 

@@ -50,26 +50,26 @@ class Container:
     ("failure", "explanation"),
     [
         ("PeerLost: {}", "a peer was lost: {}"),
-        ("Stopped: {}", "another host was stopped, but not this one: {}"),
+        ("Stopped: {}", "a rank was stopped, but not this host: {}"),
     ],
 )
 def test_a_tag_is_explained_whatever_message_follows(tmp_path, failure, explanation, message):
     container = Container(tmp_path, failure.format(message))
     stderr = container.run()
     assert container.failure_file.read_text() == explanation.format(message)
-    assert stderr == explanation.format("waiting 0 s for SIGTERM\n")
+    assert stderr == explanation.format("waiting up to 0 s for SIGTERM\n")
 
 
 @pytest.mark.parametrize(
     ("failure", "explanation"),
     [
-        (ABORTED, "a rank was aborted, most likely because a peer was lost or hung: "),
+        (ABORTED, "a rank was aborted, on several GPUs usually because a peer was lost or hung: "),
         (KILLED, "a rank was killed (out of memory, or another rank on this host failed): "),
     ],
 )
 def test_an_exit_code_in_the_toolkits_failure_is_explained(tmp_path, failure, explanation):
     container = Container(tmp_path, failure)
-    assert container.run() == f"{explanation}waiting 0 s for SIGTERM\n"
+    assert container.run() == f"{explanation}waiting up to 0 s for SIGTERM\n"
     assert container.failure_file.read_text() == explanation + failure
 
 

@@ -75,7 +75,7 @@ def test_a_killed_container_stops_the_run_within_15_seconds(checkout):
     assert time.monotonic() - start_time < 15
     assert process.returncode == 1
     message = log.split("run_sagemaker.py: error: ")[1]
-    assert message.startswith("a container failed; its log is above. All containers:\n")
+    assert message.startswith("Docker Compose or a container failed (see above). All containers:\n")
     assert re.search(rf"^{container} .* Exit(ed)? \(?137\b", message, re.MULTILINE)
     assert "Traceback (most recent call last)" not in message
     assert earlier_model.read_text() == "of an earlier run"
@@ -155,7 +155,7 @@ def test_docker_compose_5_is_found(checkout):
         (
             ["--image_uri=not-built"],
             {},
-            "--image_uri=not-built: not found on this machine; build it with ./docker/build-image.sh",
+            "--image_uri=not-built: not found; build it with IMAGE_NAME=not-built ./docker/build-image.sh",
         ),
         ([], {"DOCKER_HOST": "tcp://127.0.0.1:1"}, "Docker cannot be used: "),
         ([], {"PATH": "docker-only", "DOCKER_CONFIG": "none"}, "Docker Compose is not installed; "),

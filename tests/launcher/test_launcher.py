@@ -115,11 +115,11 @@ def test_a_wrong_option_is_reported_at_once_in_one_line(laptop, option, line):
     assert time.monotonic() - before < 5
 
 
-def test_missing_docker_is_reported_with_a_link_to_install_it(laptop):
+def test_missing_docker_is_reported_with_what_to_do(laptop):
     result = run_launcher(*LOCAL, cwd=laptop, code=2, environment=NO_AWS | {"PATH": ""})
     assert result.stderr == (
         "run_sagemaker.py: error: Docker cannot be used: docker is not installed; "
-        "start it, or see https://docs.docker.com/engine/install/\n"
+        "start it, or give your user access; see README.md\n"
     )
 
 

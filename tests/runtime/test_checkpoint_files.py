@@ -73,8 +73,11 @@ def test_a_run_resumes_from_a_moved_checkpoint_folder(uninterrupted, tmp_path):
 def test_a_run_with_a_different_network_or_options_does_not_resume(tmp_path):
     interrupt(*CHECKPOINTED_RUN, cwd=tmp_path, step=23)
     stdout = train(*CHECKPOINTED_RUN, "--optimizer.lr=0.1", cwd=tmp_path).stdout
-    reason = "was saved with a different optimizer lr; this run will delete it"
-    assert f"skipping logs/checkpoints/last-step=21.ckpt: {reason}" in stdout
+    path = "logs/checkpoints/last-step=21.ckpt"
+    reason = (
+        f"has a different optimizer lr (--ckpt_path={path} resumes from it); this run will delete it after its first"
+    )
+    assert f"skipping {path}: {reason} step\n" in stdout
     interrupt(*CHECKPOINTED_RUN, cwd=tmp_path, step=23)
     options = ("--model=tiny.Dropout", "--ckpt_path=logs/checkpoints/last-step=21.ckpt")
     stderr = train(*CHECKPOINTED_RUN, *options, cwd=tmp_path, code=2).stderr
@@ -105,7 +108,7 @@ def test_a_checkpoint_without_its_best_network_is_not_resumed_from(tmp_path, job
     (tmp_path / "checkpoints/epoch=0-step=16.ckpt").unlink()
     result = train(*CHECKPOINTED_RUN, cwd=tmp_path, env=job)
     assert "resuming from" in result.stdout and "/last-step=11.ckpt, step 11 in epoch 0\n" in result.stdout
-    assert "testing and exporting the final weights" not in result.stderr
+    assert "using the final weights" not in result.stderr
 
 
 def test_only_the_best_and_the_last_two_checkpoints_are_kept(tmp_path):
@@ -203,7 +206,7 @@ def test_a_full_disk_is_reported_and_saving_is_retried(tmp_path):
         options = (*TEN_SLOW_EPOCHS, f"--checkpoint.dirpath={disk}", "--model_dir=.")
         with training(*options, cwd=tmp_path) as (process, log):
             wait_until(lambda: "could not write" in log(), process, log=log)
-            wait_until(lambda: "; training continues and retries at the next checkpoint" in log(), process, log=log)
+            wait_until(lambda: "; for now, a run can only resume" in log(), process, log=log)
             (disk / "filler").unlink()
             assert process.wait(120) == 0
         assert last_checkpoint(disk).name == "last-step=160.ckpt"

@@ -16,7 +16,7 @@ from projects import Manual, NetworkAndHead, OneCycle, OnPlateau, Regression, Re
 from runs.interrupted import GLYPHS, options_of, train
 from runs.results import epoch_lines, exported_weights, last_checkpoint, scalars
 
-OWN_OPTIMIZER = " defines its own optimizers; ignoring --optimizer\n"
+OWN_OPTIMIZER = " has its own optimizer and scheduler; ignoring --optimizer\n"
 KINDS = {  # module, data module, metrics in the line of each epoch, and the metric of the test, if any
     "returns a tensor": (ReturnsTensor, "PlainData", {"train_loss", "val_loss"}, "test_loss"),
     "returns a dict": (ReturnsDict, "PlainData", {"train_loss", "val_loss", "val_acc"}, "test_loss"),
@@ -69,8 +69,8 @@ def test_an_ignored_optimizer_option_is_reported(finished, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_val_loss_the_last_network_is_exported_with_a_warning(finished, kind):
     folder, result = finished(kind)
-    line = "train.py: warning: testing and exporting the final weights instead of the best: "
-    line += "none was saved (--checkpoint.monitor=val_loss)\n"
+    line = "train.py: warning: using the final weights instead of the best: "
+    line += "none was saved; the module must log --checkpoint.monitor=val_loss\n"
     has_none = "val_loss" not in KINDS[kind][2]
     assert result.stderr.count(line) == has_none
     if has_none:
@@ -126,7 +126,10 @@ def test_two_processes_train_a_custom_project(tmp_path):
 @pytest.mark.parametrize(
     "options, expected",
     [
-        (["--model=missing.Net"], "--model=missing.Net is not valid: No module named 'missing'"),
+        (
+            ["--model=missing.Net"],
+            "--model=missing.Net is not valid: No module named 'missing'; is it in app/ or PYTHONPATH?",
+        ),
         (["--model=projects.Net"], "--model=projects.Net is not valid: module 'projects' has no attribute 'Net'"),
         (
             ["--model=projects.PlainData"],
@@ -143,7 +146,7 @@ def test_two_processes_train_a_custom_project(tmp_path):
         ),
         (
             ["--lr_scheduler=StepLR"],
-            "missing options (--data.NAME, --model.NAME): step_size",
+            "missing options of a class (--data.NAME): step_size",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -113,8 +113,8 @@ def test_a_different_number_of_samples_per_step_is_rejected(tmp_path):
     interrupt(*CHECKPOINTED_RUN, cwd=tmp_path, step=23)
     line = train(*CHECKPOINTED_RUN, "--data.batch_size=16", cwd=tmp_path, code=2).stderr.splitlines()[-1]
     assert line == (
-        "train.py: error: the checkpoint has 32 samples per step, 16 batches per epoch, but this run "
-        "16 samples per step, 32 batches per epoch; use equal values, or pass --ckpt_path=none to start from scratch"
+        "train.py: error: the checkpoint has 32 samples per step, 16 batches per epoch, but this run has "
+        "16 samples per step, 32 batches per epoch; adapt --data.batch_size, or pass --ckpt_path=none"
     )
 
 
@@ -139,7 +139,7 @@ def test_a_rank_that_hangs_stops_the_others_after_the_timeout(tmp_path, rank):
         ranks = [process.pid, *children(process.pid, "train.py")]
         try:
             os.kill(ranks[rank], signal.SIGSTOP)
-            wait_until(lambda: "train.py: error: lost contact with a peer (see --process_group" in log(), log=log)
+            wait_until(lambda: "train.py: error: lost contact with a peer; see the logs" in log(), log=log)
             if rank == 1:
                 assert process.wait(30) == 1
         finally:

@@ -20,9 +20,7 @@ from runs.interrupted import (
 from runs.results import last_checkpoint, samples
 
 PLAIN, STATEFUL = "--data=projects.PlainData", "--data=projects.StatefulData"
-NOT_STATEFUL = (
-    "the training loader cannot resume within an epoch: an interrupted run resumes from the last complete epoch"
-)
+NOT_STATEFUL = "the training loader is not stateful: a resumed run repeats the interrupted epoch"
 
 
 @pytest.mark.parametrize(
@@ -124,12 +122,11 @@ def test_resuming_with_a_different_batch_size_is_rejected(tmp_path):
     options = (*GLYPHS, *THREE_EPOCHS, "--data.batch_size=50")
     stderr = train(*options, "--ckpt_path=last", cwd=tmp_path, code=2).stderr
     assert stderr.splitlines()[-1] == (
-        "train.py: error: the checkpoint has 10 batches per epoch, 1 batches per step, 1 processes, but this run 12 "
-        "batches per epoch, 1 batches per step, 1 processes; use equal values, or pass --ckpt_path=none to start from "
-        "scratch"
+        "train.py: error: the checkpoint has 10 batches per epoch, 1 batches per step, 1 processes, but this run has "
+        "12 batches per epoch, 1 batches per step, 1 processes; adapt --data.batch_size, or pass --ckpt_path=none"
     )
-    line = "skipping logs/checkpoints/last-step=16.ckpt: was saved with a different data batch_size; this run "
-    line += "will delete it"
+    path = "logs/checkpoints/last-step=16.ckpt"
+    line = f"skipping {path}: has a different data batch_size (--ckpt_path={path} resumes from it); this run will "
     assert line in train(*options, cwd=tmp_path).stdout
 
 
@@ -138,7 +135,8 @@ def test_resuming_on_a_different_number_of_processes_is_rejected(tmp_path):
     interrupt(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path, step=17)
     result = train(*GLYPHS, *THREE_EPOCHS, "--trainer.devices=2", cwd=tmp_path, code=2)
     assert re.search(
-        r"the checkpoint has .*1 processes, but this run .*2 processes; use equal values, or pass", result.stderr
+        r"the checkpoint has .*1 processes, but this run has .*2 processes; adapt --data.batch_size, or pass",
+        result.stderr,
     )
 
 
