@@ -1,6 +1,7 @@
 """Fixtures: an archive, the hosts of a SageMaker job, AWS."""
 
 import signal
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,17 @@ def archive(tmp_path: Path) -> Path:
     """Writes a small archive in CIFAR-10's format to a folder of its own."""
     (tmp_path / "data").mkdir()
     return write_archive(tmp_path / "data", cifar10_files())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mounts a file system of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip(reason="only root may mount a small file system")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
 
 
 @pytest.fixture

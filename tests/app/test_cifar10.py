@@ -1,23 +1,24 @@
 """Tests of the data module: augmentation, normalization, and subclasses with their own images."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from cifar10 import CIFAR10DataModule
 from synthetic import SyntheticCIFAR10DataModule
 from torch import Tensor
 
+SMALL = partial(SyntheticCIFAR10DataModule, num_train_images=100, num_test_images=20)
 
-def set_up(module: CIFAR10DataModule, normalize: bool = True) -> CIFAR10DataModule:
-    """Reads the images and returns the module; without `normalize` it gathers images in [0, 1]."""
+
+def prepared(kind: Callable[..., CIFAR10DataModule] = SMALL, normalize: bool = True, **kwargs) -> CIFAR10DataModule:
+    """Returns a data module that has read its images; without `normalize` it gathers images in [0, 1]."""
+    module = kind(val_split=30, **kwargs)
     if not normalize:
         module.mean, module.std = [0.0] * len(module.mean), [1.0] * len(module.std)
     module.setup()
     return module
-
-
-def small(normalize: bool = True, **kwargs) -> CIFAR10DataModule:
-    options = {"num_train_images": 100, "num_test_images": 20, "val_split": 30} | kwargs
-    return set_up(SyntheticCIFAR10DataModule(**options), normalize)
 
 
 def all_images(module: CIFAR10DataModule, split: str, **kwargs) -> torch.Tensor:
@@ -25,16 +26,16 @@ def all_images(module: CIFAR10DataModule, split: str, **kwargs) -> torch.Tensor:
 
 
 def test_augmentation_depends_on_the_sample_and_the_epoch_not_on_the_batch():
-    together = all_images(small(), "train", epoch=3)
-    module = small()
+    together = all_images(prepared(), "train", epoch=3)
+    module = prepared()
     alone = torch.cat([module.gather("train", torch.tensor([index]), epoch=3)[0] for index in range(70)])
     assert torch.equal(together, alone)
     assert not torch.equal(together, all_images(module, "train", epoch=4))
 
 
 def test_augmentation_crops_from_zero_padding_and_mirrors():
-    plain = all_images(small(augment=False, normalize=False), "train")
-    augmented = all_images(small(normalize=False), "train", epoch=1)
+    plain = all_images(prepared(augment=False, normalize=False), "train")
+    augmented = all_images(prepared(normalize=False), "train", epoch=1)
     found = set()
     for image, result in zip(torch.nn.functional.pad(plain, (4,) * 4), augmented, strict=True):
         crops = {
@@ -52,15 +53,7 @@ def test_augmentation_crops_from_zero_padding_and_mirrors():
 
 def test_validation_and_test_images_are_not_augmented():
     for split in ("val", "test"):
-        assert torch.equal(all_images(small(), split), all_images(small(augment=False), split, epoch=7))
-
-
-def test_normalization_uses_the_mean_and_standard_deviation_of_each_channel():
-    plain, normalized = (all_images(small(normalize=normalize), "test") for normalize in (False, True))
-    assert plain.dtype == torch.float32
-    assert 0 <= plain.min() < plain.max() <= 1
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CIFAR10DataModule.mean, CIFAR10DataModule.std))
-    torch.testing.assert_close(normalized, (plain - mean) / std)
+        assert torch.equal(all_images(prepared(), split), all_images(prepared(augment=False), split, epoch=7))
 
 
 def test_synthetic_images_have_cifar10_shapes_and_are_reproducible_by_seed():
@@ -98,13 +91,9 @@ class Wide(Squares):
     mean = std = (0.5, 0.5, 0.5, 0.5)
 
 
-def own(subclass: type[CIFAR10DataModule], normalize: bool = True, **kwargs) -> CIFAR10DataModule:
-    return set_up(subclass(val_split=30, **kwargs), normalize)
-
-
 @pytest.mark.parametrize("subclass", [Squares, Grey, Wide])
 def test_a_subclass_can_read_images_of_any_shape(subclass):
-    module, plain = own(subclass, normalize=False), own(subclass, normalize=False, augment=False)
+    module, plain = (prepared(subclass, normalize=False, augment=augment) for augment in (True, False))
     num_rows, num_columns = subclass.shape[1:]
     assert module.num_samples == {"train": 50, "val": 30, "test": 20}
     framed = torch.nn.functional.pad(all_images(plain, "train"), (plain.padding,) * 4)
@@ -121,10 +110,12 @@ def test_a_subclass_can_read_images_of_any_shape(subclass):
     assert torch.equal(shown_labels, labels[-20:])
 
 
-@pytest.mark.parametrize("subclass", [Squares, Grey, Wide])
-def test_a_subclass_is_normalized_with_its_own_mean_and_standard_deviation(subclass):
-    plain, normalized = (all_images(own(subclass, normalize=normalize), "val") for normalize in (False, True))
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (subclass.mean, subclass.std))
+@pytest.mark.parametrize("kind", [SMALL, Squares, Grey, Wide], ids=["CIFAR-10", "Squares", "Grey", "Wide"])
+def test_each_channel_is_normalized_with_the_mean_and_standard_deviation_of_the_class(kind):
+    plain, normalized = (all_images(prepared(kind, normalize=normalize), "test") for normalize in (False, True))
+    assert plain.dtype == torch.float32
+    assert 0 <= plain.min() < plain.max() <= 1
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (kind().mean, kind().std))
     torch.testing.assert_close(normalized, (plain - mean) / std)
 
 

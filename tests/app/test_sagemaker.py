@@ -9,6 +9,10 @@ from fake_aws.toolkit import free_port, sagemaker_environment
 from runs.programs import ENVIRONMENT, ROOT, SYNTHETIC
 from runs.results import assert_all_ranks_have_one_model, epoch_lines, printed_weights
 
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+TRAIN = (ROOT / "app/train.py", *SYNTHETIC, "--model=tiny.Tiny", "--trainer.accelerator=cpu", "--trainer.max_epochs=1")
+TRAIN += ("--trainer.callbacks=tiny.PrintWeights",)
+
 
 @pytest.mark.slow
 def test_two_hosts_with_two_processes_each_train_one_model(job):
@@ -42,18 +46,11 @@ def test_bad_input_is_the_reason_of_the_failure_that_sagemaker_shows(job):
 
 @pytest.mark.slow
 def test_torchrun_on_two_nodes_works_with_their_numbers(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
-    command += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
-    options = [*SYNTHETIC, "--model=tiny.Tiny", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
-    options += ["--trainer.num_nodes=2", "--trainer.devices=1"]
+    nodes = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}")
+    options = (*TRAIN, "--trainer.num_nodes=2", "--trainer.devices=1")
+    output = {"stdout": subprocess.PIPE, "text": True}
     nodes = [
-        subprocess.Popen(
-            [*command, f"--node_rank={rank}", ROOT / "app/train.py", *options, "--trainer.callbacks=tiny.PrintWeights"],
-            cwd=tmp_path,
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        subprocess.Popen([*TORCHRUN, *nodes, f"--node_rank={rank}", *options], cwd=tmp_path, env=ENVIRONMENT, **output)
         for rank in range(2)
     ]
     logs = [node.communicate(timeout=120)[0] for node in nodes]
@@ -64,11 +61,8 @@ def test_torchrun_on_two_nodes_works_with_their_numbers(tmp_path):
 @pytest.mark.slow
 def test_torchrun_overrides_the_hosts_of_sagemaker(tmp_path):
     environment = sagemaker_environment(tmp_path, SM_HOSTS='["algo-1.invalid"]', SM_CURRENT_HOST="algo-1.invalid")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    options = [*SYNTHETIC, "--model=tiny.Tiny", "--trainer.accelerator=cpu", "--trainer.callbacks=tiny.PrintWeights"]
-    options += ["--trainer.num_nodes=1", "--trainer.devices=2"]
-    result = subprocess.run(
-        [*command, ROOT / "app/train.py", *options], env=environment, stdout=subprocess.PIPE, text=True, timeout=120
-    )
+    command = [*TORCHRUN, "--nproc_per_node=2", f"--master_port={free_port()}", *TRAIN]
+    command += ["--trainer.num_nodes=1", "--trainer.devices=2"]
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=120)
     assert result.returncode == 0
     assert_all_ranks_have_one_model(result.stdout, world_size=2)

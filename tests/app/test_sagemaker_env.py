@@ -75,28 +75,23 @@ def test_a_number_of_nodes_different_from_the_number_of_hosts_is_rejected(tmp_pa
     assert result.stderr.splitlines()[-1] == "train.py: error: --trainer.num_nodes=3: expected 1, the number of hosts"
 
 
-def test_the_checkpoint_folder_is_the_local_path_in_sagemakers_config(tmp_path):
-    environment = sagemaker_environment(tmp_path)
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "input/config").mkdir(parents=True)
-    config = {"LocalPath": str(tmp_path / "elsewhere"), "S3Uri": "s3://my-bucket/checkpoints/"}
-    (tmp_path / "input/config/checkpointconfig.json").write_text(json.dumps(config))
-    config = yaml.safe_load(run_train_warm("--print_config", cwd=tmp_path, env=environment).stdout)
-    assert config["checkpoint"]["dirpath"] == str(tmp_path / "elsewhere")
-
-
-def test_without_a_local_path_the_checkpoint_folder_is_sagemakers_default(tmp_path, monkeypatch):
-    (tmp_path / "checkpointconfig.json").write_text('{"S3Uri": "s3://my-bucket/checkpoints/"}')
-    monkeypatch.setenv("SM_INPUT_CONFIG_DIR", str(tmp_path))
-    assert checkpoint_dir() == "/opt/ml/checkpoints"
-
-
-@pytest.mark.parametrize("instance_type, is_used", [("ml.g4dn.xlarge", False), ("local", True), ("local_gpu", True)])
-def test_without_a_checkpoint_path_an_existing_folder_is_used_in_local_mode_only(
-    tmp_path, monkeypatch, instance_type, is_used
+@pytest.mark.parametrize(
+    "config, instance_type, expected",
+    [
+        ({"LocalPath": "/elsewhere"}, "ml.g4dn.xlarge", "/elsewhere"),
+        ({}, "ml.g4dn.xlarge", "/opt/ml/checkpoints"),
+        (None, "ml.g4dn.xlarge", None),
+        (None, "local", "{folder}/checkpoints"),
+        (None, "local_gpu", "{folder}/checkpoints"),
+    ],
+)
+def test_the_checkpoint_folder_is_in_sagemakers_config_or_else_exists_in_local_mode(
+    tmp_path, monkeypatch, config, instance_type, expected
 ):
+    if config is not None:
+        (tmp_path / "checkpointconfig.json").write_text(json.dumps(config | {"S3Uri": "s3://my-bucket/checkpoints/"}))
     (tmp_path / "checkpoints").mkdir()
     monkeypatch.setenv("SM_INPUT_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv("SM_MODEL_DIR", str(tmp_path / "model"))
     monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", instance_type)
-    assert checkpoint_dir() == (str(tmp_path / "checkpoints") if is_used else None)
+    assert checkpoint_dir() == (expected and expected.format(folder=tmp_path))
