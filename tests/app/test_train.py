@@ -1,14 +1,10 @@
 """Tests of train.py as a process on small data: its output, files, options and results."""
 
+import contextlib
 import json
-import os
-import pty
 import re
-import socket
 import subprocess
 import sys
-import termios
-import time
 import urllib.request
 from pathlib import Path
 
@@ -16,8 +12,11 @@ import pytest
 import torch
 import torchvision
 import yaml
+from fake_aws.toolkit import free_port
 from runs.programs import ENVIRONMENT, ROOT, SYNTHETIC, TINY, run_train_warm
 from runs.results import epoch_lines, exported_weights, samples, scalars
+from runs.terminals import run_on_terminal
+from runs.waiting import wait_until
 from synthetic import SyntheticCIFAR10DataModule
 from tiny import Tiny
 
@@ -93,21 +92,19 @@ def test_tensorboard_has_losses_accuracies_learning_rate_and_speed(finished):
 
 def test_tensorboard_serves_the_curves_over_http(finished):
     directory, _ = finished
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [Path(sys.executable).with_name("tensorboard"), "--logdir", "logs/tensorboard", "--port", str(port)]
+    port = free_port()
+    command = [Path(sys.executable).with_name("tensorboard"), "--logdir", "logs/tensorboard", "--port", port]
     server = subprocess.Popen(command, cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def tags() -> dict[str, dict]:
+        url = f"http://127.0.0.1:{port}/data/plugin/scalars/tags"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
+            return json.load(response)
+        return {}
+
     try:
-        tags, deadline = {}, time.monotonic() + 60
-        while not tags and time.monotonic() < deadline:
-            assert server.poll() is None
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/plugin/scalars/tags", timeout=5) as response:
-                    tags = json.load(response)
-            except OSError:
-                time.sleep(0.2)
-        assert {"train_loss", "val_acc", "lr-Adam"} <= tags["tutorial/version_0"].keys()
+        wait_until(tags, server, timeout=60)
+        assert {"train_loss", "val_acc", "lr-Adam"} <= tags()["tutorial/version_0"].keys()
     finally:
         server.terminate()
         server.wait()
@@ -161,10 +158,11 @@ def test_a_scheduler_with_interval_step_steps_after_each_batch(tmp_path):
 
 
 def test_a_limit_of_1_is_one_batch_and_1_0_is_all_batches(tmp_path):
-    limits = ("--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1.0", "--trainer.limit_test_batches=0.5")
-    config = yaml.safe_load(run_train_warm(*limits, "--print_config", cwd=tmp_path).stdout)
-    found = [config["trainer"][f"limit_{stage}_batches"] for stage in ("train", "val", "test")]
-    assert [repr(limit) for limit in found] == ["1", "1.0", "0.5"]
+    limits = {"train": "1", "val": "1.0", "test": "0.5", "predict": "null"}
+    options = [f"--trainer.limit_{stage}_batches={limit}" for stage, limit in limits.items()]
+    config = yaml.safe_load(run_train_warm(*options, "--print_config", cwd=tmp_path).stdout)
+    found = [config["trainer"][f"limit_{stage}_batches"] for stage in limits]
+    assert [repr(limit) for limit in found] == ["1", "1.0", "0.5", "None"]
 
 
 def test_the_train_loss_is_the_mean_over_images_with_gradient_accumulation(tmp_path):
@@ -177,22 +175,12 @@ def test_the_train_loss_is_the_mean_over_images_with_gradient_accumulation(tmp_p
 
 @pytest.mark.slow
 def test_a_terminal_shows_a_progress_bar(tmp_path):
-    terminal, program = pty.openpty()
-    termios.tcsetwinsize(program, (24, 100))
     command = [sys.executable, str(ROOT / "app/train.py"), *TINY_RUN]
-    process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=program, stderr=program)
-    os.close(program)
-    output = b""
-    while True:
-        try:
-            output += os.read(terminal, 1 << 16)
-        except OSError:  # the program has exited
-            break
-    assert process.wait() == 0
-    assert b"Epoch 1" in output
-    assert b"it/s" in output
-    assert b"epoch=" not in output
-    assert b"test accuracy" in output
+    output = run_on_terminal(command, cwd=tmp_path, env=ENVIRONMENT)
+    assert "Epoch 1" in output
+    assert "it/s" in output
+    assert "epoch=" not in output
+    assert "test accuracy" in output
 
 
 @pytest.mark.slow

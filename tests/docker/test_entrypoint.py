@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs.programs import ROOT, children
+from runs.programs import ROOT, children, executable
 from runs.waiting import wait_until
 
 ENTRYPOINT = [sys.executable, str(ROOT / "docker/entrypoint.py")]
@@ -25,10 +25,7 @@ class Container:
         config = folder / "input/config/resourceconfig.json"
         config.parent.mkdir(parents=True)
         config.write_text(json.dumps({"current_host": "algo-1", "hosts": hosts}))
-        train = folder / "bin/train"
-        train.parent.mkdir()
-        train.write_text("#!/bin/sh\nexit 1\n")
-        train.chmod(0o755)
+        train = executable(folder / "bin/train", "exit 1")
         if failure is not None:
             self.failure_file.write_text(failure)
         self.environment = os.environ | {
@@ -48,10 +45,7 @@ class Container:
 @pytest.mark.parametrize("message", ["train.py: error: connection closed by peer", "anything else", "", "Stopped: x"])
 @pytest.mark.parametrize(
     ("failure", "explanation"),
-    [
-        ("PeerLost: {}", "a peer was lost: {}"),
-        ("Stopped: {}", "a rank was stopped, but not this host: {}"),
-    ],
+    [("PeerLost: {}", "a peer was lost: {}"), ("Stopped: {}", "a rank was stopped, but not this host: {}")],
 )
 def test_a_tag_is_explained_whatever_message_follows(tmp_path, failure, explanation, message):
     container = Container(tmp_path, failure.format(message))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from runs.containers import LOCAL, TINY_HYPERPARAMS, docker, finish, launch, saved_model, start, start_launcher
+from runs.programs import executable
 from runs.results import as_bytes, assert_all_ranks_have_one_model, last_checkpoint, scalars
 from runs.tutorial import block
 from runs.waiting import read_until
@@ -132,17 +133,14 @@ def test_docker_stop_lets_the_training_processes_save_and_exit(checkout):
 
 def test_docker_compose_5_is_found(checkout):
     # A plugin that reports version 5, and runs the Compose of this machine.
-    plugin = checkout / "plugins/cli-plugins/docker-compose"
-    plugin.parent.mkdir(parents=True)
     metadata = '{"SchemaVersion": "0.1.0", "Vendor": "Docker Inc.", "Version": "5.0.1"}'
-    plugin.write_text(
-        "#!/bin/sh\n"
+    executable(
+        checkout / "plugins/cli-plugins/docker-compose",
         f"if [ $1 = docker-cli-plugin-metadata ]; then echo '{metadata}'; exit; fi\n"
         "shift\n"
         "if [ $1 = version ]; then echo Docker Compose version 5.0.1; exit; fi\n"
-        'exec docker-compose "$@"\n'
+        'exec docker-compose "$@"',
     )
-    plugin.chmod(0o755)
     log = launch(
         checkout, *LOCAL, *TINY_HYPERPARAMS, "trainer.max_epochs=1", env={"DOCKER_CONFIG": f"{checkout}/plugins"}
     )

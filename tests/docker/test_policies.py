@@ -3,17 +3,16 @@
 import inspect
 import json
 import os
-import pty
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
-from fake_aws.aws import ACCOUNT, BUCKET, REGION, ROLE
-from runs.programs import ROOT
+from fake_aws.aws import ACCOUNT, BUCKET, REGION, ROLE, filled_in
+from runs.programs import ROOT, executable
 from runs.scripts import ARCHIVE, UPLOAD, Project
+from runs.terminals import run_on_terminal
 from runs.tutorial import block
 
 pytestmark = pytest.mark.slow  # they start the AWS CLI several times
@@ -104,29 +103,16 @@ def test_the_laptops_policy_uploads_data_and_the_roles_policy_keeps_checkpoints(
 )
 def test_the_laptops_policy_passes_its_role_only_and_only_to_sagemaker(aws, role, service):
     text = (ROOT / "docker/policies/laptop.json").read_text().replace("sagemaker.amazonaws.com", service)
-    text = text.replace("<account-id>", ACCOUNT).replace("<role-name>", "sagemaker")
-    person = aws.person("person", text)
+    person = aws.person("person", filled_in(text))
     with aws.enforce_policies(), pytest.raises(ClientError, match="not authorized to perform: iam:PassRole"):
-        create_training_job(aws, person, role)
+        aws.create_job("my-job", person, role=f"arn:aws:iam::{ACCOUNT}:role/{role}")
 
 
 def test_the_laptops_policy_passes_its_role_to_sagemaker(aws):
     person = aws.person_with("laptop")
     with aws.enforce_policies():
-        create_training_job(aws, person, "sagemaker")
+        aws.create_job("my-job", person)
     assert [request["RoleArn"] for request in aws.requests] == [ROLE]
-
-
-def create_training_job(aws, environment: dict[str, str], role: str) -> None:
-    """Creates a job with the credentials of an environment and a role."""
-    aws.client("sagemaker", environment=environment).create_training_job(
-        TrainingJobName="my-job",
-        AlgorithmSpecification={"TrainingInputMode": "File"},
-        RoleArn=f"arn:aws:iam::{ACCOUNT}:role/{role}",
-        OutputDataConfig={"S3OutputPath": f"s3://{BUCKET}/output"},
-        ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 30},
-        StoppingCondition={"MaxRuntimeInSeconds": 60},
-    )
 
 
 def find_aws_cli_2() -> str | None:
@@ -139,48 +125,21 @@ def find_aws_cli_2() -> str | None:
     return None
 
 
-class Terminal:
-    """A terminal with an AWS CLI of version 2 and a pager that writes `paged` when it starts."""
-
-    def __init__(self, folder: Path, cli: str, environment: dict[str, str]):
-        self.paged = folder / "paged"
-        # Debian's version does not read AWS_ENDPOINT_URL yet.
-        scripts = {"less": f"touch {self.paged}\nexec cat", "aws": f'exec {cli} --endpoint-url $AWS_ENDPOINT_URL "$@"'}
-        for name, script in scripts.items():
-            (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-            (folder / name).chmod(0o755)
-        variables = {name: value for name, value in environment.items() if name not in ("AWS_PAGER", "PAGER")}
-        self.environment = variables | {"PATH": f"{folder}:{os.environ['PATH']}"}
-
-    def run(self, commands: str) -> None:
-        """Runs commands with stdin, stdout and stderr on the terminal."""
-        leader, follower = pty.openpty()
-        process = subprocess.Popen(
-            ["bash", "-ec", commands], cwd=ROOT, env=self.environment, stdin=follower, stdout=follower, stderr=follower
-        )
-        os.close(follower)
-        output = b""
-        try:
-            while chunk := os.read(leader, 4096):
-                output += chunk
-        except OSError:  # the last process has closed the terminal
-            pass
-        os.close(leader)
-        assert process.wait(timeout=60) == 0, output.decode()
-
-
 def test_the_administrators_commands_start_no_pager_that_would_swallow_the_next_line(aws, tmp_path):
     cli = find_aws_cli_2()
     if not cli:
         pytest.skip(reason="there is no AWS CLI 2, such as Debian's package awscli")
-    terminal = Terminal(tmp_path, cli, aws.environment)
-    terminal.run("aws iam list-roles")
-    assert terminal.paged.exists()
-    terminal.paged.unlink()
+    paged = tmp_path / "paged"
+    executable(tmp_path / "less", f"touch {paged}\nexec cat")
+    # Debian's version does not read AWS_ENDPOINT_URL yet.
+    executable(tmp_path / "aws", f'exec {cli} --endpoint-url $AWS_ENDPOINT_URL "$@"')
+    environment = {name: value for name, value in aws.environment.items() if name not in ("AWS_PAGER", "PAGER")}
+    options = {"cwd": ROOT, "env": environment | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}}
+    run_on_terminal(["bash", "-ec", "aws iam list-roles"], **options)
+    assert paged.exists()
+    paged.unlink()
 
-    variables = block("export SAGEMAKER_ROLE=")
-    for placeholder, value in ("<account-id>", ACCOUNT), ("<role-name>", "sagemaker"), ("<my-bucket>", "new-bucket"):
-        variables = variables.replace(placeholder, value)
-    terminal.run(variables + block("aws iam create-role"))
-    assert not terminal.paged.exists()
+    commands = filled_in(block("export SAGEMAKER_ROLE="), bucket="new-bucket") + block("aws iam create-role")
+    run_on_terminal(["bash", "-ec", commands], **options)
+    assert not paged.exists()
     assert aws.client("iam").get_role(RoleName="sagemaker")

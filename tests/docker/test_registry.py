@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import bcrypt
 import pytest
 from fake_aws.toolkit import free_port
-from runs.programs import ROOT, copy_project
+from runs.programs import ROOT, copy_project, executable
 from runs.tutorial import block
 
 REGISTRY = shutil.which("docker-registry")
@@ -74,11 +74,8 @@ def push(tmp_path: Path, aws, registry: str) -> Iterator[Callable[..., subproces
     (tmp_path / "docker/Dockerfile").write_text(
         "FROM scratch\nARG WORD=\nENV WORD=${WORD}\nCOPY docker/requirements/others.txt .\n"
     )
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/docker").write_text(
-        f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/support/fake_aws/docker_for_ecr.py "$@"\n'
-    )
-    (tmp_path / "bin/docker").chmod(0o755)
+    docker_for_ecr = f"{ROOT}/tests/support/fake_aws/docker_for_ecr.py"
+    executable(tmp_path / "bin/docker", f'exec {sys.executable} {docker_for_ecr} "$@"')
     path = f"{tmp_path}/bin:{Path(sys.executable).parents[1]}/aws/bin:{os.environ['PATH']}"
     environment = aws.environment | {"PATH": path, "REGISTRY": registry, "DOCKER_CONFIG": str(tmp_path / "config")}
     environment |= {"DOCKER": DOCKER, "COMMANDS": str(tmp_path / "commands")}
@@ -161,8 +158,7 @@ def test_a_tag_cannot_be_used_for_a_different_image(push):
 
 
 def test_a_push_from_an_arm_machine_is_for_x86_and_keeps_the_image_of_local_mode(push, tmp_path):
-    (tmp_path / "bin/uname").write_text("#!/bin/sh\necho arm64\n")
-    (tmp_path / "bin/uname").chmod(0o755)
+    executable(tmp_path / "bin/uname", "echo arm64")
     subprocess.run([tmp_path / "docker/build-image.sh", "--build-arg=WORD=local"], check=True, capture_output=True)
     local = docker("images", "--quiet", f"{NAME}:latest")
     uri = push().stdout.strip()
@@ -172,10 +168,9 @@ def test_a_push_from_an_arm_machine_is_for_x86_and_keeps_the_image_of_local_mode
 
 
 def test_amazons_credential_helper_replaces_the_login(push, password, tmp_path):
-    helper = tmp_path / "bin/docker-credential-ecr-login"
     credentials = json.dumps({"Username": "AWS", "Secret": password})
-    helper.write_text(f"#!/bin/sh\n[ $1 = get ] && echo '{credentials}' && exit\necho not implemented\nexit 1\n")
-    helper.chmod(0o755)
+    helper = f"[ $1 = get ] && echo '{credentials}' && exit\necho not implemented\nexit 1"
+    executable(tmp_path / "bin/docker-credential-ecr-login", helper)
     (tmp_path / "config").mkdir()
     (tmp_path / "config/config.json").write_text('{"credsStore": "ecr-login"}')
     uri = push().stdout.strip()

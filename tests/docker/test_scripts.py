@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
-from fake_aws.aws import ACCOUNT, BUCKET, DOCKER, REGION, Endpoint
+from fake_aws.aws import ACCOUNT, DOCKER, REGION, Endpoint, filled_in
 from moto.ecr.models import ecr_backends
 from runs.programs import ROOT, copy_project
 from runs.scripts import BUILD, FOLDER, PUSH, UPLOAD, URI
@@ -26,8 +26,7 @@ def person_without(aws) -> Iterator[Callable[[str], dict[str, str]]]:
     with contextlib.ExitStack() as stack:
 
         def create(action: str) -> dict[str, str]:
-            text = (ROOT / "docker/policies/laptop.json").read_text()
-            policy = json.loads(text.replace("<my-bucket>", BUCKET).replace("<account-id>", ACCOUNT))
+            policy = json.loads(filled_in((ROOT / "docker/policies/laptop.json").read_text()))
             for statement in policy["Statement"]:
                 if action in statement["Action"]:
                     statement["Action"] = [allowed for allowed in statement["Action"] if allowed != action]
@@ -39,33 +38,23 @@ def person_without(aws) -> Iterator[Callable[[str], dict[str, str]]]:
 
 
 @pytest.mark.parametrize(
-    ("variables", "region"),
+    ("variables", "domain"),
     [
-        ({"AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-2"}, "eu-west-1"),
-        ({"AWS_DEFAULT_REGION": "eu-west-2"}, "eu-west-2"),
-        ({"AWS_DEFAULT_REGION": ""}, "eu-west-3"),
-        ({"AWS_DEFAULT_REGION": "", "AWS_PROFILE": "north"}, "eu-north-1"),
+        ({"AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-2"}, "eu-west-1.amazonaws.com"),
+        ({"AWS_DEFAULT_REGION": "eu-west-2"}, "eu-west-2.amazonaws.com"),
+        ({"AWS_DEFAULT_REGION": ""}, "eu-west-3.amazonaws.com"),
+        ({"AWS_DEFAULT_REGION": "", "AWS_PROFILE": "north"}, "eu-north-1.amazonaws.com"),
+        ({"AWS_REGION": "cn-north-1"}, "cn-north-1.amazonaws.com.cn"),
+        ({"AWS_REGION": "us-gov-west-1"}, "us-gov-west-1.amazonaws.com"),
+        ({"AWS_REGION": "eusc-de-east-1"}, "eusc-de-east-1.amazonaws.eu"),
+        ({"AWS_REGION": "us-iso-east-1"}, "us-iso-east-1.c2s.ic.gov"),
     ],
 )
-def test_the_region_comes_from_the_environment_or_else_from_the_profile(project, tmp_path, variables, region):
+def test_the_registry_is_in_the_region_of_the_environment_or_profile(project, tmp_path, variables, domain):
     profiles = tmp_path / "aws-config"
     profiles.write_text("[default]\nregion = eu-west-3\n[profile north]\nregion = eu-north-1\n")
     registry = project.run(URI, AWS_CONFIG_FILE=str(profiles), **variables).split("/")[0]
-    assert registry == f"{ACCOUNT}.dkr.ecr.{region}.amazonaws.com"
-
-
-@pytest.mark.parametrize(
-    ("region", "domain"),
-    [
-        ("cn-north-1", "amazonaws.com.cn"),
-        ("us-gov-west-1", "amazonaws.com"),
-        ("eusc-de-east-1", "amazonaws.eu"),
-        ("us-iso-east-1", "c2s.ic.gov"),
-    ],
-)
-def test_the_registry_has_the_domain_of_the_regions_partition(project, region, domain):
-    registry = project.run(URI, AWS_REGION=region).split("/")[0]
-    assert registry == f"{ACCOUNT}.dkr.ecr.{region}.{domain}"
+    assert registry == f"{ACCOUNT}.dkr.ecr.{domain}"
 
 
 def test_only_regions_of_other_partitions_need_botocore(project):
@@ -167,10 +156,20 @@ def put_image(aws, uri: str, media_type: str = DOCKER, region: str = REGION) -> 
     ecr.put_image(repositoryName="sagemaker-tutorial", imageTag=uri.split(":")[1], imageManifest=manifest)
 
 
-def test_an_image_that_is_already_in_ecr_is_not_built(project, aws):
-    uri = project.run(URI)
-    put_image(aws, uri)
-    process = project.start(PUSH, PATH=project.path_without("docker"))
+@pytest.mark.parametrize(
+    ("variables", "account", "region"),
+    [
+        ({}, ACCOUNT, REGION),
+        ({"REGISTRY": f"{ACCOUNT}.dkr.ecr.us-west-2.amazonaws.com"}, ACCOUNT, "us-west-2"),
+        ({"REGISTRY": f"{OTHER_ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"}, OTHER_ACCOUNT, REGION),
+    ],
+    ids=["own", "different region", "different account"],
+)
+def test_an_image_that_is_already_in_the_registry_is_not_built(project, aws, variables, account, region):
+    uri = project.run(URI, **variables)
+    put_image(aws, uri, region=region)
+    ecr_backends[ACCOUNT][region].repositories["sagemaker-tutorial"].registry_id = account
+    process = project.start(PUSH, PATH=project.path_without("docker"), **variables)
     assert process.communicate(timeout=60) == (f"{uri}\n", "already in ECR, nothing to do:\n")
     assert process.returncode == 0
 
@@ -179,23 +178,6 @@ def test_an_image_in_ecr_with_an_oci_manifest_is_an_error(project, aws):
     put_image(aws, project.run(URI), "application/vnd.oci.image.index.v1+json")
     line = project.error_line(PUSH)
     assert "has a manifest of type application/vnd.oci.image.index.v1+json in ECR" in line
-
-
-def test_a_registry_in_a_different_region_is_asked_there(project, aws):
-    registry = f"{ACCOUNT}.dkr.ecr.us-west-2.amazonaws.com"
-    uri = project.run(URI, REGISTRY=registry)
-    put_image(aws, uri, region="us-west-2")
-    process = project.start(PUSH, REGISTRY=registry)
-    assert process.communicate(timeout=60) == (f"{uri}\n", "already in ECR, nothing to do:\n")
-
-
-def test_a_registry_of_a_different_account_is_asked_there(project, aws):
-    registry = f"{OTHER_ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
-    uri = project.run(URI, REGISTRY=registry)
-    put_image(aws, uri)
-    ecr_backends[ACCOUNT][REGION].repositories["sagemaker-tutorial"].registry_id = OTHER_ACCOUNT
-    process = project.start(PUSH, REGISTRY=registry)
-    assert process.communicate(timeout=60) == (f"{uri}\n", "already in ECR, nothing to do:\n")
 
 
 def test_a_missing_repository_of_a_different_account_is_refused_first(project, aws):

@@ -7,6 +7,7 @@ from pathlib import Path
 import boto3
 import pytest
 import yaml
+from runs.programs import executable
 from sagemaker import Session
 from sagemaker.local import LocalSession, image, local_session
 
@@ -19,10 +20,7 @@ METHODS = ("_create_docker_host", "train", "retrieve_artifacts")
 @pytest.fixture
 def containers(tmp_path: Path, monkeypatch) -> sagemaker_sdk.Containers:
     """Returns two containers that are not started, with a `docker` that can only print a Compose version, 5.0.1."""
-    (tmp_path / "bin").mkdir()
-    docker = tmp_path / "bin/docker"
-    docker.write_text("#!/bin/sh\necho Docker Compose version 5.0.1\n")
-    docker.chmod(0o755)
+    executable(tmp_path / "bin/docker", "echo Docker Compose version 5.0.1")
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     monkeypatch.setattr(sagemaker_sdk.Containers, "checkpoint_path", f"file://{tmp_path}/checkpoints")
     (tmp_path / "containers").mkdir()

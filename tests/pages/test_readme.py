@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs.programs import ENVIRONMENT, ROOT, run_train_warm
+from runs.programs import ENVIRONMENT, ROOT, executable, run_train_warm
 from runs.results import epoch_lines
 from runs.tutorial import BLOCKS, PAGES, block, run_block, same_lines
 from torchvision.io import write_jpeg
@@ -19,24 +19,13 @@ from torchvision.models import resnet18
 README = PAGES[ROOT / "README.md"]
 PROSE = {page: re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE) for page, text in PAGES.items()}
 # Options of other programs, and of examples/photos.
-OTHER_OPTIONS = {
-    "--checkpoint.every_n_minutes",
-    "--checkpoint.every_n_train_steps",
-    "--trainer.weights_save_path",
-    "--node_rank",
-    "--user-name",
-    "--policy-arn",
-    "--recursive",
-    "--force",
-    "--repository-name",
-    "--build-arg",
-    "--num_seeds",
-    "--leave_out",
-    "--filter",
-    "--model.lr",
-    "--model.weights",
-    "--model.widths",
-}
+OTHER_OPTIONS = set(
+    """
+    --checkpoint.every_n_minutes --checkpoint.every_n_train_steps --trainer.weights_save_path --node_rank
+    --user-name --policy-arn --recursive --force --repository-name --build-arg --num_seeds --leave_out --filter
+    --model.lr --model.weights --model.widths
+    """.split()
+)
 
 
 def test_the_readme_states_how_many_of_its_blocks_are_tested():
@@ -99,10 +88,7 @@ def test_every_option_in_the_tutorial_exists_in_the_programs(tmp_path):
 
 def path_with_options(folder: Path, options: str) -> str:
     """Returns a PATH on which `python` appends `options` to its command, so that training takes seconds."""
-    program = folder / "bin/python"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@" {options}\n')
-    program.chmod(0o755)
+    program = executable(folder / "bin/python", f'exec {sys.executable} "$@" {options}')
     return f"{program.parent}:{os.environ['PATH']}"
 
 
@@ -128,8 +114,6 @@ def test_the_training_commands_work_as_printed(tmp_path, archive):
     ]
     for command in commands:
         assert re.search(r"^test accuracy +[\d.]+% on CIFAR-10$", run_block(command, tmp_path, PATH=path), re.MULTILINE)
-    (tmp_path / "bin/python").unlink()
-    (tmp_path / "bin").rmdir()
     path = path_with_options(tmp_path, options)
     assert "training in 2 processes" in run_block(block("--trainer.devices=2 --data"), tmp_path, PATH=path)
 

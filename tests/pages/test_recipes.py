@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from runs.interrupted import interrupt, train
 from runs.launches import offline, preview
-from runs.programs import ROOT, SYNTHETIC, TINY
+from runs.programs import ROOT, SYNTHETIC, TINY, executable
 from runs.tutorial import block, run_block
 
 from launcher.checks import check_rules
@@ -27,11 +27,8 @@ ENVIRONMENT = {
 def requests(commands: str, folder: Path) -> list[dict[str, Any]]:
     """Returns the requests of the launches in a block, each checked as before an upload."""
     (folder / "docker").symlink_to(ROOT / "docker")
-    program = folder / "bin/python"
-    program.parent.mkdir()
     log = "import json, sys; print(json.dumps(sys.argv[2:]), file=open('launches', 'a'))"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{log}" "$@"\n')
-    program.chmod(0o755)
+    program = executable(folder / "bin/python", f'exec {sys.executable} -c "{log}" "$@"')
     run_block(f"{JOB}\n{commands}", folder, PATH=f"{program.parent}:{os.environ['PATH']}", **ENVIRONMENT)
     launches = [json.loads(line) for line in (folder / "launches").read_text().splitlines()]
     found = [preview(*options, "--region=eu-central-1") for options in launches]

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from fake_aws.aws import ACCOUNT, BUCKET, REGION, ROLE
+from fake_aws.aws import ACCOUNT, BUCKET, REGION, ROLE, filled_in
 from fake_aws.instances import execute
 from runs.archives import cifar10_files, write_archive
 from runs.programs import ROOT, copy_project
@@ -23,9 +23,7 @@ CPU = ("trainer.accelerator=cpu", "trainer.devices=1")
 
 @pytest.mark.slow
 def test_the_tutorial_works_in_the_cloud_with_the_permissions_of_its_policies(aws, tmp_path):
-    variables = block("export SAGEMAKER_ROLE=")
-    for placeholder, value in ("<account-id>", ACCOUNT), ("<role-name>", "sagemaker"), ("<my-bucket>", BUCKET):
-        variables = variables.replace(placeholder, value)
+    variables = filled_in(block("export SAGEMAKER_ROLE="))
     (tmp_path / "project").mkdir()
     project = copy_project(tmp_path / "project", "app", "docker", "launcher", "run_sagemaker.py", "upload-cifar-10.sh")
     (project / ".cache").mkdir()

@@ -131,20 +131,14 @@ class AWS:
 
     def person_with(self, name: str) -> dict[str, str]:
         """The environment of somebody who has a policy of docker/policies."""
-        text = (ROOT / f"docker/policies/{name}.json").read_text()
-        text = text.replace("<my-bucket>", BUCKET).replace("<account-id>", ACCOUNT).replace("<role-name>", "sagemaker")
-        return self.person(name, text)
+        return self.person(name, filled_in((ROOT / f"docker/policies/{name}.json").read_text()))
 
     def set_up_as_administrator(self) -> tuple[dict[str, str], dict[str, str]]:
         """Makes bucket, role and policies with the README's commands; the environments of the person and the role."""
-        variables, commands = block("export SAGEMAKER_ROLE="), block("aws iam create-role")
-        for placeholder, value in ("<account-id>", ACCOUNT), ("<role-name>", "sagemaker"), ("<my-bucket>", BUCKET):
-            variables = variables.replace(placeholder, value)
+        commands = filled_in(block("export SAGEMAKER_ROLE=")) + block("aws iam create-role")
         self.client("s3").delete_bucket(Bucket=BUCKET)
-        command = ["bash", "-ec", variables + commands]
-        output = subprocess.run(
-            command, cwd=ROOT, env=self.environment, check=True, capture_output=True, text=True
-        ).stdout
+        kwargs = {"cwd": ROOT, "env": self.environment, "check": True, "capture_output": True, "text": True}
+        output = subprocess.run(["bash", "-ec", commands], **kwargs).stdout
         (policy,) = re.findall(r"arn:aws:iam::\d+:policy/[\w-]+", output)
         iam = self.client("iam")
         laptop = iam.get_policy_version(PolicyArn=policy, VersionId="v1")["PolicyVersion"]["Document"]
@@ -169,12 +163,14 @@ class AWS:
             message = f"User: {key} is not authorized to perform: iam:PassRole on resource: {role}"
             raise JsonRESTError("AccessDeniedException", message)
 
-    def create_job(self, name: str, **description: Any) -> None:
-        """A job that somebody has started, and what its description says."""
-        self.client("sagemaker").create_training_job(
+    def create_job(
+        self, name: str, environment: dict[str, str] | None = None, role: str = ROLE, **description: Any
+    ) -> None:
+        """A job that somebody has started, by default the account's owner, and what its description says."""
+        self.client("sagemaker", environment=environment).create_training_job(
             TrainingJobName=name,
             AlgorithmSpecification={"TrainingInputMode": "File"},
-            RoleArn=ROLE,
+            RoleArn=role,
             OutputDataConfig={"S3OutputPath": f"s3://{BUCKET}/output"},
             ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 30},
             StoppingCondition={"MaxRuntimeInSeconds": 60},
@@ -196,6 +192,11 @@ class AWS:
         logs.create_log_stream(logGroupName=LOG_GROUP, logStreamName=stream)
         events = [{"timestamp": time.time_ns() // 10**6, "message": line} for line in lines if line]
         logs.put_log_events(logGroupName=LOG_GROUP, logStreamName=stream, logEvents=events)
+
+
+def filled_in(text: str, bucket: str = BUCKET) -> str:
+    """Replaces the placeholders of the tutorial."""
+    return text.replace("<my-bucket>", bucket).replace("<account-id>", ACCOUNT).replace("<role-name>", "sagemaker")
 
 
 def allows(policy: dict[str, Any], action: str, resource: str, context: dict[str, str]) -> bool:

@@ -106,6 +106,14 @@ def children(pid: int, command: str) -> list[int]:
     return found
 
 
+def executable(path: Path, script: str) -> Path:
+    """Writes a shell script, and returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
 def copy_project(folder: Path, *names: str) -> Path:
     """Copies files and folders of the repository, without caches, and returns the folder of the copies."""
     for name in names:

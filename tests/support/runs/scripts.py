@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from fake_aws.aws import BUCKET
-from runs.programs import copy_project
+from runs.programs import copy_project, executable
 
 AWS_CLI = Path(sys.executable).parents[1] / "aws/bin"
 ARCHIVE = "cifar-10-python.tar.gz"
@@ -66,8 +66,5 @@ class Project:
 
     def path_with(self, command: str, script: str) -> str:
         """Returns a PATH in which a command is this shell script."""
-        folder = self.folder / f"with-{command}"
-        folder.mkdir()
-        (folder / command).write_text(f"#!/bin/sh\n{script}\n")
-        (folder / command).chmod(0o755)
+        folder = executable(self.folder / f"with-{command}" / command, script).parent
         return f"{folder}:{self.environment['PATH']}"
