@@ -19,13 +19,11 @@ from torchvision.models import resnet18
 README = PAGES[ROOT / "README.md"]
 PROSE = {page: re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE) for page, text in PAGES.items()}
 # Options of other programs, and of examples/photos.
-OTHER_OPTIONS = set(
-    """
+OTHER_OPTIONS = """
     --checkpoint.every_n_minutes --checkpoint.every_n_train_steps --trainer.weights_save_path --node_rank
     --user-name --policy-arn --recursive --force --repository-name --build-arg --num_seeds --leave_out --filter
     --model.lr --model.weights --model.widths
-    """.split()
-)
+"""
 
 
 def test_the_readme_states_how_many_of_its_blocks_are_tested():
@@ -79,7 +77,7 @@ def test_every_option_in_the_tutorial_exists_in_the_programs(tmp_path):
     of_classes = ("data.help=CIFAR10DataModule", "optimizer.help=SGD", "lr_scheduler.help=OneCycleLR")
     helps = [run_train_warm(f"--{name}", cwd=tmp_path) for name in ("help", *of_classes)]
     helps.append(subprocess.run(launcher, capture_output=True, text=True))
-    known = set(re.findall(r"--[\w.]+", "".join(result.stdout for result in helps))) | OTHER_OPTIONS
+    known = set(re.findall(r"--[\w.]+", "".join(result.stdout for result in helps))) | set(OTHER_OPTIONS.split())
     launches = [block.commands for block in BLOCKS if block.fate == "parsed" and "run_sagemaker.py" in block.commands]
     texts = [*PROSE.values(), *launches]
     named = {option for text in texts for option in re.findall(r"(?<=[`\s(])--[a-z][\w.-]*\w", text)}
