@@ -15,7 +15,6 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from runs.results import scalars
 from runtime import private_lightning
 from runtime.index_loader import IndexLoader
-from runtime.parser import Parser
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, WeightedRandomSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -168,11 +167,12 @@ def test_training_loaders_are_found_and_their_states_if_all_are_stateful():
         assert (states.results[0] is not None) == has_state
 
 
-def test_training_resumes_from_a_checkpoint_in_memory(tmp_path):
-    resume = ResumeFromMemory(checkpoint_at(tmp_path, at=(1, 2)))
+@pytest.mark.parametrize("num_done", [0, 2])
+def test_training_resumes_from_a_checkpoint_in_memory_within_or_at_the_start_of_an_epoch(tmp_path, num_done):
+    resume = ResumeFromMemory(checkpoint_at(tmp_path, at=(1, num_done)))
     trainer = fit(resume, module=(module := Module()))
-    assert resume.first_step == 6 and trainer.global_step == 8
-    assert module.events == ["step 2", "step 3", "validation"]
+    assert resume.first_step == 4 + num_done and trainer.global_step == 8
+    assert module.events == [*(f"step {index}" for index in range(num_done, 4)), "validation"]
 
 
 @pytest.mark.parametrize("loader", [IndexLoader, StatefulDataLoader])
@@ -215,11 +215,6 @@ def test_a_plateau_scheduler_steps_at_the_end_of_a_resumed_epoch(tmp_path):
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 2
 
 
-def test_resuming_at_the_start_of_an_epoch_trains_its_first_batch(tmp_path):
-    fit(ResumeFromMemory(checkpoint_at(tmp_path, at=(1, 0))), module=(module := Module()))
-    assert module.events == [*(f"step {index}" for index in range(4)), "validation"]
-
-
 def test_metrics_from_before_the_interruption_are_restored(tmp_path):
     between = BetweenSteps(lambda trainer: dict(trainer.callback_metrics))
     fit(ResumeFromMemory(checkpoint_at(tmp_path, at=(0, 2)), {"earlier": torch.tensor(3.0)}), between)
@@ -259,31 +254,3 @@ def test_the_random_state_of_a_gpu_is_that_of_its_own_rank(monkeypatch, num_visi
     before = torch.rand(3, generator=generator)
     private_lightning.set_random_states(states, torch.device("cuda", 0))
     assert torch.equal(torch.rand(3, generator=generator), before)
-
-
-def parser_error(parser: Parser, option: str, capsys: pytest.CaptureFixture) -> str:
-    """Returns the line on stderr of a parser that rejects an option."""
-    with pytest.raises(SystemExit):
-        parser.parse_args([option])
-    return capsys.readouterr().err
-
-
-def test_the_parser_suggests_the_closest_option(capsys):
-    parser = Parser(allow_abbrev=False)
-    parser.add_argument("--learning_rate", type=float)
-    line = "unknown option --learning_rat; did you mean --learning_rate?\n"
-    assert parser_error(parser, "--learning_rat=1", capsys).endswith(line)
-
-
-def test_an_integer_stays_an_integer_if_a_float_is_allowed_too():
-    parser = Parser()
-    parser.add_argument("--limit", type=float | int | None)
-    parser.prefer_int()
-    values = [parser.parse_args([f"--limit={value}"]).limit for value in ("1", "1.0", "null")]
-    assert [repr(value) for value in values] == ["1", "1.0", "None"]
-
-
-def test_an_invalid_value_is_reported_with_the_expected_type(capsys):
-    parser = Parser()
-    parser.add_argument("--size", type=int)
-    assert parser_error(parser, "--size=many", capsys).endswith("--size=many is not valid: expected int\n")
