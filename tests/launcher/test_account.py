@@ -12,6 +12,9 @@ from runs.launcher import CLOUD, error_line, rejection, run_launcher
 from launcher.account import create_session
 from run_sagemaker import read_options
 
+NO_KEYS = {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None, "AWS_EC2_METADATA_DISABLED": "true"}
+UNREACHABLE = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
+
 
 @pytest.fixture
 def account_error(monkeypatch, capsys):
@@ -39,9 +42,19 @@ def launch_error(*options: str, environment: dict[str, str]) -> str:
     return error_line(run_launcher(*CLOUD, *options, environment=environment, code=2).stderr)
 
 
-def test_a_missing_region_is_reported_with_the_option_to_set(account, account_error):
-    environment = {name: value for name, value in account.environment.items() if name != "AWS_DEFAULT_REGION"}
-    assert account_error(environment).startswith("no AWS region is configured; pass --region")
+@pytest.mark.parametrize(
+    "changes, line",
+    [
+        ({"AWS_DEFAULT_REGION": None}, "no AWS region is configured; pass --region"),
+        (NO_KEYS, "Unable to locate credentials; run `aws configure`"),
+        ({"AWS_PROFILE": "nobody"}, r"The config profile \(nobody\) could not be found$"),
+        (UNREACHABLE, "Could not connect to the endpoint URL"),
+    ],
+    ids=["missing region", "missing credentials", "unknown profile", "unreachable endpoint"],
+)
+def test_a_mistake_in_the_configuration_of_aws_is_reported(account, account_error, changes, line):
+    environment = account.environment | changes
+    assert re.match(line, account_error({name: value for name, value in environment.items() if value is not None}))
 
 
 @pytest.mark.parametrize(
@@ -65,26 +78,10 @@ def test_the_region_precedence_is_option_environment_profile(tmp_path, monkeypat
     assert create_session(read_options([*CLOUD, *options.split()])).region_name == region
 
 
-def test_missing_credentials_are_reported(account, account_error):
-    environment = {name: value for name, value in account.environment.items() if "ACCESS_KEY" not in name}
-    line = account_error(environment | {"AWS_EC2_METADATA_DISABLED": "true"})
-    assert line.startswith("Unable to locate credentials; run `aws configure`")
-
-
-def test_an_unknown_profile_is_reported(account, account_error):
-    line = account_error(account.environment | {"AWS_PROFILE": "nobody"})
-    assert line == "The config profile (nobody) could not be found"
-
-
 def test_an_expired_token_is_reported_with_the_advice_to_log_in_again(account, account_error):
     endpoint = Endpoint(error=lambda number: "403 ExpiredToken")
     line = account_error(account.environment | {"AWS_ENDPOINT_URL": endpoint.url})
     assert re.match(".*ExpiredToken.*; log in again", line)
-
-
-def test_an_unreachable_endpoint_is_reported(account, account_error):
-    line = account_error(account.environment | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"})
-    assert line.startswith("Could not connect to the endpoint URL")
 
 
 def policy(*actions: str) -> str:
@@ -105,9 +102,8 @@ def test_a_missing_permission_is_reported_with_the_policies_to_attach(account):
 def test_an_exceeded_quota_is_reported_with_what_to_do(account):
     account.refusal = ("ResourceLimitExceeded", "The account-level service limit is 2 Instances")
     line = launch_error(environment=account.environment)
-    assert re.match(
-        ".*ResourceLimitExceeded.* 2 Instances; request a quota increase .*, or wait until other jobs end", line
-    )
+    advice = "request a quota increase .*, or wait until other jobs end"
+    assert re.match(f".*ResourceLimitExceeded.* 2 Instances; {advice}", line)
 
 
 def test_credentials_are_checked_before_the_upload(account):

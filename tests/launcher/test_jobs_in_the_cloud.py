@@ -8,8 +8,14 @@ import subprocess
 import pytest
 from fake_aws.aws import AWS, BUCKET, REGION
 from runs.launcher import CLOUD, LAUNCHER, captured_exit, error_line, rejection, run_launcher
+from runs.waiting import read_until
 
 from run_sagemaker import launch, print_results, read_options
+
+RESULTS = f"""
+model        s3://{BUCKET}/output/my-job/output/model.tar.gz
+checkpoints  s3://{BUCKET}/output/my-job/output/output.tar.gz
+"""
 
 
 @pytest.fixture
@@ -28,12 +34,7 @@ def test_a_completed_job_prints_all_logs_its_billable_time_and_its_results(accou
     assert result.stderr == ""
     assert "hello from algo-1\n" in result.stdout and "hello from algo-2\n" in result.stdout
     assert "Billable seconds: 180\n" in result.stdout
-    assert result.stdout.endswith(
-        f"""
-model        s3://{BUCKET}/output/my-job/output/model.tar.gz
-checkpoints  s3://{BUCKET}/output/my-job/output/output.tar.gz
-"""
-    )
+    assert result.stdout.endswith(RESULTS)
 
 
 JOB = {
@@ -101,12 +102,7 @@ def test_attaching_prints_the_log_from_its_start_and_the_results(running):
     result = run_launcher(*CLOUD, "--attach=my-job", environment=running.environment)
     assert result.stderr == ""
     assert "the first line\nthe last line\n" in result.stdout
-    assert result.stdout.endswith(
-        f"""
-model        s3://{BUCKET}/output/my-job/output/model.tar.gz
-checkpoints  s3://{BUCKET}/output/my-job/output/output.tar.gz
-"""
-    )
+    assert result.stdout.endswith(RESULTS)
 
 
 def attach_or_stop_in_process(account: AWS, monkeypatch, *options: str) -> int:
@@ -154,8 +150,7 @@ def waiting(account):
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [*LAUNCHER, *CLOUD, "--job_name=my-job"]
     process = subprocess.Popen(command, env=account.environment, start_new_session=True, **output)
-    while "--stop=my-job\n" not in process.stdout.readline():
-        assert process.poll() is None
+    read_until("--stop=my-job\n", process)
     yield process
     process.kill()
 

@@ -115,17 +115,18 @@ def test_a_wrong_option_is_reported_at_once_in_one_line(laptop, option, line):
     assert time.monotonic() - before < 5
 
 
-def test_missing_docker_is_reported_with_what_to_do(laptop):
-    result = run_launcher(*LOCAL, cwd=laptop, code=2, environment=NO_AWS | {"PATH": ""})
-    assert result.stderr == (
-        "run_sagemaker.py: error: Docker cannot be used: docker is not installed; "
-        "start it, or give your user access; see README.md\n"
-    )
-
-
-def test_a_missing_gpu_is_reported_with_the_options_for_the_cpu(laptop):
-    result = run_launcher(cwd=laptop, code=2, environment=NO_AWS | {"PATH": ""})
-    assert result.stderr == (
-        "run_sagemaker.py: error: --instance_type=local_gpu finds no GPU; use "
-        "--instance_type=local, and train on the CPU with --hyperparams trainer.accelerator=cpu trainer.devices=1\n"
-    )
+@pytest.mark.parametrize(
+    "options, line",
+    [
+        (LOCAL, "Docker cannot be used: docker is not installed; start it, or give your user access; see README.md"),
+        (
+            (),
+            "--instance_type=local_gpu finds no GPU; use --instance_type=local, and train on the CPU with "
+            "--hyperparams trainer.accelerator=cpu trainer.devices=1",
+        ),
+    ],
+    ids=["Docker", "GPU"],
+)
+def test_what_is_missing_for_local_mode_is_reported_with_what_to_do(laptop, options, line):
+    result = run_launcher(*options, cwd=laptop, code=2, environment=NO_AWS | {"PATH": ""})
+    assert result.stderr == f"run_sagemaker.py: error: {line}\n"

@@ -33,26 +33,18 @@ def test_a_value_may_contain_equals_signs_or_be_empty():
     assert options.hyperparams == ALL_HYPERPARAMS | {"logger.name": "a=b"}
 
 
-def test_null_removes_a_default_hyperparameter():
-    hyperparams = read_options(["--hyperparams", "optimizer=null", "optimizer.lr=null"]).hyperparams
-    assert hyperparams.keys() == ALL_HYPERPARAMS.keys() - {"optimizer", "optimizer.lr"}
-
-
-def test_config_drops_all_default_hyperparameters_except_the_devices():
-    hyperparams = read_options(["--hyperparams", "config=photos.yaml", "trainer.max_epochs=1"]).hyperparams
-    assert hyperparams == DEVICE_HYPERPARAMS | {"config": "photos.yaml", "trainer.max_epochs": "1"}
-
-
 @pytest.mark.parametrize(
-    "args, devices",
+    "args, hyperparams",
     [
+        ("trainer.max_epochs=1", DEVICE_HYPERPARAMS | {"trainer.max_epochs": "1"}),
         ("trainer.accelerator=cpu trainer.devices=2", {"trainer.accelerator": "cpu", "trainer.devices": "2"}),
         ("trainer.accelerator=null trainer.devices=null", {}),
+        ("data=null", DEVICE_HYPERPARAMS | {"data": "null"}),
     ],
 )
-def test_with_config_the_devices_can_be_set_or_removed(args, devices):
-    hyperparams = read_options(["--hyperparams", "config=photos.yaml", *args.split()]).hyperparams
-    assert hyperparams == {"config": "photos.yaml"} | devices
+def test_config_drops_all_default_hyperparameters_except_the_devices(args, hyperparams):
+    options = read_options(["--hyperparams", "config=photos.yaml", *args.split()])
+    assert options.hyperparams == {"config": "photos.yaml"} | hyperparams
 
 
 def test_a_log_in_s3_is_written_to_the_folder_that_sagemaker_uploads():
@@ -64,20 +56,6 @@ def test_a_log_in_s3_is_written_to_the_folder_that_sagemaker_uploads():
 def test_a_log_in_a_folder_is_not_redirected():
     options = read_options(["--hyperparams", "logger.save_dir=/tmp/log"])
     assert options.hyperparams["logger.save_dir"] == "/tmp/log" and options.log_uri is None
-
-
-def test_estimator_arguments_are_parsed_as_yaml():
-    items = ["volume_size=100", "subnets=[subnet-1, subnet-2]", "tags={team: vision}", "output_kms_key=alias/mine"]
-    assert dict(read_options(["--estimator", *items]).estimator) == {
-        "volume_size": 100,
-        "subnets": ["subnet-1", "subnet-2"],
-        "tags": {"team": "vision"},
-        "output_kms_key": "alias/mine",
-    }
-
-
-def test_metrics_replace_the_default_metrics():
-    assert read_options(["--metrics", "loss", "val/acc"]).metrics == ["loss", "val/acc"]
 
 
 @pytest.mark.parametrize(
@@ -122,10 +100,11 @@ def test_repeated_options_accumulate():
     assert options.metrics == ["loss", "accuracy"]
 
 
-def test_null_removes_a_launcher_default_and_is_otherwise_passed_to_train_py():
-    hyperparams = read_options(["--hyperparams", "optimizer.lr=null", "checkpoint.monitor=null"]).hyperparams
-    assert "optimizer.lr" not in hyperparams and hyperparams["checkpoint.monitor"] == "null"
-    assert read_options(["--hyperparams", "config=mine.yaml", "data=null"]).hyperparams["data"] == "null"
+def test_null_removes_a_default_hyperparameter_and_is_otherwise_passed_to_train_py():
+    items = ["optimizer=null", "optimizer.lr=null", "checkpoint.monitor=null"]
+    hyperparams = read_options(["--hyperparams", *items]).hyperparams
+    assert hyperparams.keys() == ALL_HYPERPARAMS.keys() - {"optimizer", "optimizer.lr"} | {"checkpoint.monitor"}
+    assert hyperparams["checkpoint.monitor"] == "null"
 
 
 @pytest.mark.parametrize(
@@ -140,6 +119,7 @@ def test_null_removes_a_launcher_default_and_is_otherwise_passed_to_train_py():
         ("100", 100),
         ("true", True),
         ("null", None),
+        ("alias/mine", "alias/mine"),
         ("[sg-1, '2']", ["sg-1", "2"]),
         ("{account: 012345670123}", {"account": "012345670123"}),
     ],
