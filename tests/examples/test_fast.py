@@ -11,14 +11,9 @@ from runs.programs import ROOT
 from runs.results import epoch_lines, exported_weights
 from synthetic import SyntheticCIFAR10DataModule
 
-RECIPE = (
-    "--config",
-    str(ROOT / "examples/fast/fast.yaml"),
-    "--data=synthetic.SyntheticCIFAR10DataModule",
-    "--data.num_train_images=600",
-)
-RECIPE += ("--data.num_test_images=100", "--data.batch_size=60", "--trainer.max_epochs=3")
-RECIPE += ("--checkpoint.dirpath=logs/checkpoints", "--resume.every_n_steps=4")
+RECIPE = (f"--config={ROOT}/examples/fast/fast.yaml", "--data=synthetic.SyntheticCIFAR10DataModule")
+RECIPE += ("--data.num_train_images=600", "--data.num_test_images=100", "--data.batch_size=60")
+RECIPE += ("--trainer.max_epochs=3", "--checkpoint.dirpath=logs/checkpoints", "--resume.every_n_steps=4")
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import torch
 from fake_aws.aws import NO_AWS
 from fake_aws.toolkit import Host, free_port
 from runs.interrupted import assert_same_final_state, interrupt, train
+from runs.launcher import cloud
 from runs.programs import ROOT, copy_project
 from runs.results import epoch_lines, exported_weights
 from runs.tutorial import block, run_block
@@ -28,16 +29,6 @@ trainer.fit(PhotoNet(), PhotoData(image_size=32, num_workers=0))
 print(trainer.global_step, "steps")
 """
 SHORT = ("--trainer.max_epochs=2", "--data.image_size=32", "--resume.every_n_steps=3")
-LAUNCH = (
-    "--dry_run",
-    "--image_uri=123456789012.dkr.ecr.eu-central-1.amazonaws.com/sagemaker-tutorial:1",
-    "--role=arn:aws:iam::123456789012:role/sagemaker",
-    "--instance_type=ml.g4dn.xlarge",
-    "--input_path=s3://my-bucket/datasets/photos",
-    "--output_path=s3://my-bucket/output",
-    "--region=eu-central-1",
-)
-HYPERPARAMS = ("config=photos.yaml", "data.root=/opt/ml/input/data/training")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +109,9 @@ def test_a_killed_run_resumes_bit_exactly(project, tmp_path, options, step, save
 
 @pytest.mark.slow
 def test_the_launcher_requests_a_job_with_the_recipe(project):
-    command = [sys.executable, "run_sagemaker.py", *LAUNCH, "--hyperparams", *HYPERPARAMS, "model.lr=0.003"]
+    options = cloud("--input_path=s3://my-bucket/datasets/photos", "--region=eu-central-1", "--dry_run")
+    hyperparams = ("config=photos.yaml", "data.root=/opt/ml/input/data/training", "model.lr=0.003")
+    command = [sys.executable, "run_sagemaker.py", *options, "--hyperparams", *hyperparams]
     result = subprocess.run(command, cwd=project, env=NO_AWS, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
     request = json.loads(result.stdout)
@@ -152,7 +145,6 @@ def test_it_trains_on_two_hosts(project, tmp_path):
             host.kill()
     assert "training in 2 processes on 2 hosts, device cpu, 64 samples per step, from step 0" in hosts[0].log
     assert "warning: the data module" not in hosts[0].log
-    assert list(
-        (hosts[0].output_dir / "data/checkpoints").glob("last-step=8.ckpt")
-    )  # SageMaker's folder, not the recipe's
+    # SageMaker's folder, not the recipe's.
+    assert list((hosts[0].output_dir / "data/checkpoints").glob("last-step=8.ckpt"))
     resnet18(num_classes=3).load_state_dict(torch.load(hosts[0].model_dir / "model.pt"))

@@ -8,6 +8,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric
 from runs.interrupted import interrupt, train
+from runs.programs import SYNTHETIC
 from runs.results import last_checkpoint, scalars
 from runtime.private_lightning import epoch_sums, metric_state, metrics, restore_epoch_sums, restore_metrics
 from torch.utils.data import DataLoader
@@ -107,8 +108,7 @@ def test_the_sample_count_of_a_mean_is_a_float_so_that_ranks_do_not_truncate_it(
 def test_a_mean_is_still_of_the_whole_epoch_on_a_different_number_of_processes(tmp_path):
     def run(folder: str, *options: str, stop: bool = False) -> dict:
         (tmp_path / folder).mkdir(exist_ok=True)
-        data = ("--data=synthetic.SyntheticCIFAR10DataModule", "--data.num_train_images=601", "--data.val_split=101")
-        options = ("--model=tiny.Tiny", *data, "--data.num_test_images=101", "--trainer.max_epochs=1", *options)
+        options = ("--model=tiny.Tiny", *SYNTHETIC, "--trainer.max_epochs=1", *options)
         start = interrupt if stop else train
         start(*options, cwd=tmp_path / folder, cold=True, **({"step": 9, "signum": signal.SIGTERM} if stop else {}))
         return scalars(tmp_path / folder / "logs/tensorboard/tutorial/version_0") if not stop else {}
@@ -123,7 +123,7 @@ def test_a_mean_is_still_of_the_whole_epoch_on_a_different_number_of_processes(t
 
 @pytest.mark.slow
 def test_fewer_validation_images_than_processes_end_in_one_line(tmp_path):
-    options = ("--model=tiny.Tiny", "--data=synthetic.SyntheticCIFAR10DataModule", "--data.num_train_images=601")
-    result = train(*options, "--data.val_split=1", "--trainer.devices=2", cwd=tmp_path, cold=True, code=2)
+    options = ("--model=tiny.Tiny", *SYNTHETIC, "--data.val_split=1", "--trainer.devices=2")
+    result = train(*options, cwd=tmp_path, cold=True, code=2)
     lines = [line for line in result.stderr.splitlines() if line.startswith("train.py: error: ")]
     assert set(lines) == {"train.py: error: 1 samples for 2 processes: need at least one each"}

@@ -144,10 +144,7 @@ def test_two_processes_train_a_custom_project(tmp_path):
             ["--model.width=3", "--model=glyph_net.GlyphNet"],
             "unknown option --model.width; see --help, or --data.help=CLASS and --model.help=CLASS",
         ),
-        (
-            ["--lr_scheduler=StepLR"],
-            "missing options of a class (--data.NAME): step_size",
-        ),
+        (["--lr_scheduler=StepLR"], "missing options of a class (--data.NAME): step_size"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -72,10 +72,7 @@ def test_a_signal_stops_the_run_after_the_step_and_reports_where_it_resumes(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "setup, kind",
-    [
-        ("one process", "kill -9 in save"),
-        ("two processes", "SIGTERM to one"),
-    ],
+    [("one process", "kill -9 in save"), ("two processes", "SIGTERM to one")],
 )
 def test_a_drill_is_bit_exact_and_loses_at_most_one_interval(tmp_path, setup, kind):
     interruption = drill.Interruption(setup, "ResNet-18" if "save" in kind else "tiny", kind)

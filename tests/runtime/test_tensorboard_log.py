@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs.interrupted import CHECKPOINTED_RUN, interrupt, train
+from runs.interrupted import CHECKPOINTED_RUN, assert_same_final_state, interrupt, train
 from runs.programs import SYNTHETIC, TINY, run_train, run_train_warm
 from runs.results import scalars
 from runtime.tensorboard_log import TensorBoardLog
@@ -16,23 +16,14 @@ LOG = Path("logs/tensorboard/tutorial")
 @pytest.mark.slow
 @pytest.mark.parametrize("keeps_log", [True, False], ids=["in its folder", "in a folder that is lost"])
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_the_log_of_an_interrupted_run_equals_that_of_an_uninterrupted_run(tmp_path, signum, keeps_log):
+def test_the_log_of_an_interrupted_run_equals_that_of_an_uninterrupted_run(uninterrupted, tmp_path, signum, keeps_log):
     options = (*CHECKPOINTED_RUN, "--logger.flush_secs=100")
-    for name in ("uninterrupted", "interrupted"):
-        (tmp_path / name).mkdir()
-    train(*options, cwd=tmp_path / "uninterrupted")
-    stderr = interrupt(*options, cwd=tmp_path / "interrupted", step=23, signum=signum).stderr
+    stderr = interrupt(*options, cwd=tmp_path, step=23, signum=signum).stderr
     assert "Traceback" not in stderr
     if not keeps_log:
-        shutil.rmtree(tmp_path / "interrupted" / LOG)
-    assert "resuming from" in train(*options, cwd=tmp_path / "interrupted").stdout
-    assert [path.name for path in (tmp_path / "interrupted" / LOG).iterdir()] == ["version_0"]
-    uninterrupted, interrupted = (
-        scalars(tmp_path / name / LOG / "version_0") for name in ("uninterrupted", "interrupted")
-    )
-    for series in (uninterrupted, interrupted):
-        series["images_per_second"] = [step for step, _ in series["images_per_second"]]
-    assert uninterrupted == interrupted
+        shutil.rmtree(tmp_path / LOG)
+    assert "resuming from" in train(*options, cwd=tmp_path).stdout
+    assert_same_final_state(uninterrupted, tmp_path)
 
 
 def test_a_resumed_log_keeps_its_folder_unless_a_version_is_passed(tmp_path):
