@@ -109,11 +109,8 @@ def crash_test(interruption: Interruption, folder: Path, rng: random.Random) -> 
             if not found:  # a run that starts from scratch gets a new log folder
                 result |= {"log folders": expected["log folders"]}
             different = [name for name in expected if result.get(name) != expected[name]]
-            different += [
-                f"the agent gave up at {agent.gave_up_at}, which keeps growing"
-                for agent in run.agents
-                if agent.gave_up_at
-            ]
+            growing = [agent.gave_up_at for agent in run.agents if agent.gave_up_at]
+            different += [f"the agent gave up at {name}, which keeps growing" for name in growing]
             if run.agents and start != newest:
                 different.append(f"resumed from step {start}, expected {newest}, the newest that the agent had copied")
             interruption.differences = ", ".join(different)

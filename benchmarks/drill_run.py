@@ -14,8 +14,7 @@ import torch
 from fake_aws.checkpoint_agent import CheckpointAgent
 from fake_aws.toolkit import Host, free_port
 from runs.programs import ENVIRONMENT, ROOT, SYNTHETIC
-from runs.results import as_bytes, last_checkpoint
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from runs.results import as_bytes, last_checkpoint, scalars
 
 TIMEOUT = 150  # seconds after which a run counts as hung
 INTERVAL = 4  # steps between two checkpoints
@@ -91,11 +90,9 @@ class Run:
             if process.poll() is None:
                 parent = psutil.Process(process.pid)
                 for each in (parent, *parent.children(recursive=True)):
-                    try:
+                    with contextlib.suppress(psutil.NoSuchProcess):
                         if any(word.endswith("train.py") for word in each.cmdline()):
                             found.append(each)
-                    except psutil.NoSuchProcess:
-                        continue
         return found
 
     def wait_for_first_step(self) -> None:
@@ -132,8 +129,7 @@ class Run:
         names = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "epoch", "global_step")
         model_dir = self.hosts[0].model_dir if self.hosts else self.checkpoint_dir
         log_dirs = sorted((self.log_dir / "tutorial").iterdir())
-        events = EventAccumulator(str(log_dirs[-1])).Reload()
-        series = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+        series = scalars(log_dirs[-1])
         series["images_per_second"] = [step for step, _ in series["images_per_second"]]
         result = {name: as_bytes(checkpoint[name]) for name in names}
         result["log folders"] = [log_dir.name for log_dir in log_dirs]

@@ -135,20 +135,15 @@ def hardware_and_versions() -> dict[str, Any]:
 def write_report(path: Path | None, results: list[dict[str, Any]]) -> None:
     """Writes results, versions and hardware to a JSON file, unless `path` is None."""
     if path:
-        path.write_text(
-            json.dumps({"command": sys.argv, **hardware_and_versions(), "results": results}, indent=2) + "\n"
-        )
+        report = {"command": sys.argv, **hardware_and_versions(), "results": results}
+        path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def train_command(*options: str, **environment: str) -> dict[str, Any]:
     """Returns the arguments of Popen that start app/train.py with these options."""
     command = [sys.executable, str(ROOT / "app/train.py"), *options]
-    return {
-        "args": command,
-        "env": os.environ
-        | {"PYTHONPATH": f"{ROOT}/benchmarks:{ROOT}/examples/synthetic:{ROOT}/examples/fast"}
-        | environment,
-    }
+    path = {"PYTHONPATH": f"{ROOT}/benchmarks:{ROOT}/examples/synthetic:{ROOT}/examples/fast"}
+    return {"args": command, "env": os.environ | path | environment}
 
 
 def has_bf16(device: str) -> bool:

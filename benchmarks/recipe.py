@@ -31,14 +31,8 @@ PARTS = {
 
 def run(options: list[str]) -> tuple[float, float]:
     """Trains once and returns the seconds of training and the test accuracy in percent."""
-    command = [
-        sys.executable,
-        ROOT / "app/train.py",
-        "--config",
-        ROOT / "examples/fast/fast.yaml",
-        "--trainer.precision=bf16-mixed",
-        "--data.data_dir=.cache",
-    ]
+    command = [sys.executable, ROOT / "app/train.py", f"--config={ROOT}/examples/fast/fast.yaml"]
+    command += ["--trainer.precision=bf16-mixed", "--data.data_dir=.cache"]
     with tempfile.TemporaryDirectory() as folder:
         command += [f"--checkpoint.dirpath={folder}", f"--logger.save_dir={folder}", *options]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -67,10 +61,8 @@ def main() -> None:
     write_report(known.json, results)  # fails before the runs if the file cannot be written
     print(f"{'left out':34}{'seconds':>8}{'test accuracy':>15}{'spread':>8}")
     for name, changes in PARTS.items() if known.leave_out else [("nothing", [])]:
-        runs = [
-            run([*changes, *options, f"--seed_everything={seed}", f"--data.seed={seed}"])
-            for seed in range(known.num_seeds)
-        ]
+        seeds = [[f"--seed_everything={seed}", f"--data.seed={seed}"] for seed in range(known.num_seeds)]
+        runs = [run([*changes, *options, *seed]) for seed in seeds]
         seconds, accuracies = zip(*runs, strict=True)
         spread = f"{stdev(accuracies):7.2f} " if len(runs) > 1 else ""
         print(f"{name:34}{mean(seconds):8.0f}{mean(accuracies):13.2f} %{spread}", flush=True)

@@ -161,9 +161,8 @@ def main() -> None:
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     date = datetime.date.today().isoformat()
     result = {"command": result.pop("command"), "date": date, "hardware": hardware(), "versions": versions} | result
-    text = re.sub(
-        r"\{\s+([^{}\[\]]*?)\s+\}", lambda found: "{" + " ".join(found[1].split()) + "}", json.dumps(result, indent=1)
-    )
+    text = json.dumps(result, indent=1)
+    text = re.sub(r"\{\s+([^{}\[\]]*?)\s+\}", lambda found: "{" + " ".join(found[1].split()) + "}", text)
     (known.results_dir / f"{known.name}.json").write_text(text + "\n")
 
 

@@ -21,9 +21,8 @@ def peak(options: list[str], device: str) -> tuple[float, float]:
         paths = [f"--checkpoint.dirpath={folder}", f"--logger.save_dir={folder}"]
         limits = ["--trainer.callbacks=peak.PrintPeak", "--trainer.max_epochs=2", "--trainer.limit_test_batches=5"]
         device = [f"--trainer.accelerator={device}", "--trainer.devices=1"]
-        result = subprocess.run(
-            **train_command(*options, *DATA, *paths, *limits, *device), capture_output=True, text=True
-        )
+        command = train_command(*options, *DATA, *paths, *limits, *device)
+        result = subprocess.run(**command, capture_output=True, text=True)
     if result.returncode:
         sys.exit(result.stderr)
     return tuple(int(number) / 1e9 for number in re.search(r"peak memory: (\d+) (\d+)", result.stdout).groups())

@@ -60,6 +60,5 @@ def measure_start() -> Iterator[Result]:
         ("--dry_run", "run_sagemaker.py --dry_run", "the SDK and train.py", 1.5),
     ):
         details = {"seconds": seconds[name], f"importing {base}": seconds[base]}
-        yield Result(
-            f"{program}: time compared with the imports", seconds[name] / seconds[base], most=most, details=details
-        )
+        what = f"{program}: time compared with the imports"
+        yield Result(what, seconds[name] / seconds[base], most=most, details=details)

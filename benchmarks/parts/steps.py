@@ -166,14 +166,12 @@ def measure_recipe() -> Iterator[Result]:
 
 
 def compare(task: Task, device: str) -> Iterator[Result]:
-    run_on = task.num_steps, device
+    with_sums = [*task.options, f"--model=parts.steps.{task.model_class.__name__}WithSums"]
     alternatives = {
         "loop": partial(time_loop, task, device),
         "stock": partial(time_stock, task, device),
-        "sums": partial(
-            time_train_py, [*task.options, f"--model=parts.steps.{task.model_class.__name__}WithSums"], *run_on
-        ),
-        "ours": partial(time_train_py, task.options, *run_on),
+        "sums": partial(time_train_py, with_sums, task.num_steps, device),
+        "ours": partial(time_train_py, task.options, task.num_steps, device),
     }
     seconds = {name: seconds_per_step(rounds) for name, rounds in interleave(alternatives, task.num_rounds).items()}
     ms = {f"{name} ms": value * 1000 for name, value in seconds.items()}
@@ -182,10 +180,8 @@ def compare(task: Task, device: str) -> Iterator[Result]:
         added = ms["ours ms"] - ms["loop ms"]
         yield Result(f"{where}: step time added to a plain loop", added, "ms", most=1, details=ms)
     else:
-        least = 0.98 if device == "cpu" else 0.95
-        yield Result(
-            f"{where}: speed compared with a plain loop", seconds["loop"] / seconds["ours"], least=least, details=ms
-        )
+        speed, least = seconds["loop"] / seconds["ours"], 0.98 if device == "cpu" else 0.95
+        yield Result(f"{where}: speed compared with a plain loop", speed, least=least, details=ms)
     added = ms["ours ms"] - ms["sums ms"]
     yield Result(f"{where}: step time added by self.log", added, "ms", most=1)
     # The target is below 1 because runs differ by about a percent.

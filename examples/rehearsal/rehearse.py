@@ -36,7 +36,7 @@ sys.path.extend(str(Path(__file__).parents[2] / name) for name in ("app", "tests
 from fake_aws.aws import AWS, BUCKET, IMAGE, ROLE
 from fake_aws.instances import Instances
 from runs.archives import striped_files, write_archive
-from runs.programs import ROOT
+from runs.programs import ROOT, copy_project
 
 from launcher.command_line import key_value
 
@@ -47,13 +47,8 @@ OPTIONS += ("--spot_instances", f"--image_uri={IMAGE}", f"--role={ROLE}", f"--in
 OPTIONS += (f"--output_path={S3}/output", f"--checkpoint_path={S3}/checkpoints/rehearsal")
 HYPERPARAMS = {"trainer.accelerator": "cpu", "trainer.devices": "1", "resume.every_n_steps": "4"}
 HYPERPARAMS |= {"logger.save_dir": f"{S3}/tensorboard"}
-EXAMPLE = {
-    "model": "fast.FastNet",
-    "model.widths": "[16,64,64]",
-    "model.resolutions": "[32,32,32]",
-    "data.verify": "false",
-}
-EXAMPLE |= {"data.val_split": "400", "data.batch_size": "64", "trainer.max_epochs": "3"}
+EXAMPLE = {"model": "fast.FastNet", "model.widths": "[16,64,64]", "model.resolutions": "[32,32,32]"}
+EXAMPLE |= {"data.verify": "false", "data.val_split": "400", "data.batch_size": "64", "trainer.max_epochs": "3"}
 NUM_IMAGES = 400  # in each of the six files
 LINES = re.compile(
     r"resuming from|skipping|starting from scratch|training in|the training loader|epoch=|test_\w+="
@@ -138,24 +133,12 @@ def report(text: str, host: int | None = None) -> None:
 
 
 def read_options() -> Namespace:
-    parser = ArgumentParser(
-        usage="python examples/rehearsal/rehearse.py [options]", description=__doc__.splitlines()[0]
-    )
-    add = parser.add_argument
-    add(
-        "--hyperparams",
-        nargs="*",
-        type=key_value,
-        default=[],
-        metavar="NAME=value",
-        help="Options of app/train.py for both runs.",
-    )
-    add(
-        "--input_path",
-        type=Path,
-        metavar="FOLDER",
-        help="Folder with data, which the job finds in /opt/ml/input/data/training.",
-    )
+    usage = "python examples/rehearsal/rehearse.py [options]"
+    parser = ArgumentParser(usage=usage, description=__doc__.splitlines()[0])
+    pairs = {"nargs": "*", "type": key_value, "default": [], "metavar": "NAME=value"}
+    parser.add_argument("--hyperparams", **pairs, help="Options of app/train.py for both runs.")
+    what = "Folder with data, which the job finds in /opt/ml/input/data/training."
+    parser.add_argument("--input_path", type=Path, metavar="FOLDER", help=what)
     options = parser.parse_args()
     if options.input_path and not (options.input_path.is_dir() and any(options.input_path.iterdir())):
         line = f"--input_path={options.input_path}: expected a non-empty folder with the data for the job"
@@ -177,9 +160,7 @@ def upload_data(aws: AWS, input_path: Path | None, folder: Path) -> None:
 
 def copy_with_example(project: Path) -> Path:
     """Copies this project to a folder, with the network of examples/fast, which trains in seconds, in app/."""
-    for name in ("app", "launcher"):
-        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "run_sagemaker.py", project)
+    copy_project(project, "app", "launcher", "run_sagemaker.py")
     shutil.copy(ROOT / "examples/fast/fast.py", project / "app")
     return project
 
