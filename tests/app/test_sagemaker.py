@@ -30,9 +30,8 @@ def test_two_hosts_give_the_losses_of_one_host_with_two_processes(job):
     assert [host.wait() for host in two_hosts] == [0, 0]
     (one_host,) = job(1, {"trainer.devices": "2"})
     assert one_host.wait() == 0
-    two, one = (
-        [{**line, "images_per_second": 0} for line in epoch_lines(host.log)] for host in (two_hosts[0], one_host)
-    )
+    hosts = (two_hosts[0], one_host)
+    two, one = ([line | {"images_per_second": 0} for line in epoch_lines(host.log)] for host in hosts)
     assert two == one and len(one) == 2
     assert printed_weights(two_hosts[0].log) == printed_weights(one_host.log)[:1]
 

@@ -62,10 +62,8 @@ def test_only_regions_of_other_partitions_need_botocore(project):
     path = project.path_with("python3", f'exec {sys._base_executable} -S "$@"')
     assert project.run(URI, PATH=path, AWS_REGION="mx-central-1").split("/")[0].endswith(".mx-central-1.amazonaws.com")
     line = project.error_line(URI, PATH=path, AWS_REGION="cn-north-1")
-    assert (
-        line
-        == "AWS_REGION=cn-north-1: ModuleNotFoundError: No module named 'botocore'; activate the virtual environment"
-    )
+    reason = "ModuleNotFoundError: No module named 'botocore'"
+    assert line == f"AWS_REGION=cn-north-1: {reason}; activate the virtual environment"
 
 
 def test_an_unknown_region_is_refused(project):
@@ -105,10 +103,8 @@ class TestEveryScriptReportsInOneLineThat:
         assert project.error_line(*command, PATH=path).startswith("aws is not installed; see https://docs.aws")
 
     def test_the_region_is_missing(self, project, command):
-        assert (
-            project.error_line(*command, **NO_REGION)
-            == "no AWS region is configured; set AWS_REGION, or run aws configure"
-        )
+        line = "no AWS region is configured; set AWS_REGION, or run aws configure"
+        assert project.error_line(*command, **NO_REGION) == line
 
     def test_the_profile_is_missing(self, project, command):
         assert "profile (nobody) could not be found" in project.error_line(*command, **NO_REGION, AWS_PROFILE="nobody")

@@ -24,13 +24,8 @@ def checkpoints(folder: Path) -> list[str]:
 
 
 def test_the_best_of_several_validations_within_an_epoch_is_exported(tmp_path):
-    options = (
-        "--model=habits.BestInTheMiddle",
-        STATEFUL,
-        "--trainer.max_epochs=1",
-        "--trainer.val_check_interval=0.25",
-    )
-    train(*options, cwd=tmp_path)
+    options = ("--model=habits.BestInTheMiddle", STATEFUL, "--trainer.max_epochs=1")
+    train(*options, "--trainer.val_check_interval=0.25", cwd=tmp_path)
     assert "epoch=0-step=4.ckpt" in checkpoints(tmp_path)
     best = torch.load(tmp_path / "logs/checkpoints/epoch=0-step=4.ckpt")["state_dict"]
     assert all(torch.equal(value, best[name]) for name, value in exported_weights(tmp_path).items())
@@ -142,9 +137,8 @@ def test_a_callback_that_does_not_restore_all_of_its_state_is_named(tmp_path):
 def test_a_log_of_many_images_is_not_stored_in_checkpoints(tmp_path):
     result = train("--model=habits.Pictures", STATEFUL, "--trainer.max_epochs=3", cwd=tmp_path)
     assert last_checkpoint(tmp_path / "logs/checkpoints").stat().st_size < 100_000
-    assert (
-        result.stderr.count("train.py: warning: the TensorBoard log exceeds 10 MB and is not saved in checkpoints") == 1
-    )
+    line = "train.py: warning: the TensorBoard log exceeds 10 MB and is not saved in checkpoints"
+    assert result.stderr.count(line) == 1
 
 
 def test_overfitting_uses_the_same_images_in_each_epoch(tmp_path):

@@ -156,6 +156,5 @@ def test_an_invalid_option_of_a_custom_project_is_reported_in_one_line(tmp_path,
 def test_data_and_model_need_no_arguments(tmp_path):
     options = (*options_of(Manual, "BareData"), "--print_config")
     assert train(*options, cwd=tmp_path, env=sagemaker_environment(tmp_path)).stderr == ""
-    train(
-        "--model=projects.ReturnsTensor", "--data=synthetic.SyntheticCIFAR10DataModule", "--print_config", cwd=tmp_path
-    )
+    options = ("--model=projects.ReturnsTensor", "--data=synthetic.SyntheticCIFAR10DataModule", "--print_config")
+    train(*options, cwd=tmp_path)

@@ -168,7 +168,7 @@ def test_training_loaders_are_found_and_their_states_if_all_are_stateful():
 
 
 @pytest.mark.parametrize("num_done", [0, 2])
-def test_training_resumes_from_a_checkpoint_in_memory_within_or_at_the_start_of_an_epoch(tmp_path, num_done):
+def test_training_resumes_from_a_checkpoint_in_memory_anywhere_in_an_epoch(tmp_path, num_done):
     resume = ResumeFromMemory(checkpoint_at(tmp_path, at=(1, num_done)))
     trainer = fit(resume, module=(module := Module()))
     assert resume.first_step == 4 + num_done and trainer.global_step == 8

@@ -117,11 +117,8 @@ def test_a_different_number_of_samples_per_step_is_rejected(tmp_path):
 
 def test_non_finite_weights_stop_the_run_and_are_never_saved(tmp_path):
     result = train(*CHECKPOINTED_RUN, "--optimizer=SGD", "--optimizer.lr=1e38", cwd=tmp_path, code=1)
-    line = result.stderr.splitlines()[-1]
-    assert re.fullmatch(
-        r"train.py: error: the weights are not finite after step \d+; lower the learning rate, and start a new run",
-        line,
-    )
+    line = r"train.py: error: the weights are not finite after step \d+; lower the learning rate, and start a new run"
+    assert re.fullmatch(line, result.stderr.splitlines()[-1])
     for path in (tmp_path / "logs/checkpoints").glob("last*.ckpt"):
         weights = torch.load(path, weights_only=False)["state_dict"].values()
         assert all(weight.isfinite().all() for weight in weights)

@@ -134,10 +134,8 @@ def test_resuming_with_a_different_batch_size_is_rejected(tmp_path):
 def test_resuming_on_a_different_number_of_processes_is_rejected(tmp_path):
     interrupt(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path, step=17)
     result = train(*GLYPHS, *THREE_EPOCHS, "--trainer.devices=2", cwd=tmp_path, code=2)
-    assert re.search(
-        r"the checkpoint has .*1 processes, but this run has .*2 processes; adapt --data.batch_size, or pass",
-        result.stderr,
-    )
+    line = r"the checkpoint has .*1 processes, but this run has .*2 processes; adapt --data.batch_size, or pass"
+    assert re.search(line, result.stderr)
 
 
 @pytest.mark.slow
