@@ -111,7 +111,7 @@ def test_a_subclass_can_read_images_of_any_shape(subclass):
 
 
 @pytest.mark.parametrize("kind", [SMALL, Squares, Grey, Wide], ids=["CIFAR-10", "Squares", "Grey", "Wide"])
-def test_each_channel_is_normalized_with_the_mean_and_standard_deviation_of_the_class(kind):
+def test_each_channel_is_normalized_with_the_mean_and_deviation_of_the_class(kind):
     plain, normalized = (all_images(prepared(kind, normalize=normalize), "test") for normalize in (False, True))
     assert plain.dtype == torch.float32
     assert 0 <= plain.min() < plain.max() <= 1
