@@ -20,7 +20,7 @@ from typing import Any
 from jsonargparse.typing import PositiveInt
 
 from launcher.account import create_session
-from launcher.checks import check_options, check_request, start_check, wait_for_check
+from launcher.checks import check_options, check_request, start_check, wait_for_check, warn_of_missing_packages
 from launcher.command_line import BOOLEAN, Parser, channel, exit_on_signals, key_value, one_line_errors, yaml_key_value
 from launcher.local_mode import as_uri, check_machine
 
@@ -80,8 +80,7 @@ def read_options(args: list[str] | None = None) -> Namespace:
     add("--estimator", **key_values | {"type": yaml_key_value}, help="Other Estimator arguments, as YAML.")
 
     add = parser.add_argument_group("monitoring", "Example: --metrics train_loss val_acc").add_argument
-    names = {"nargs": "*", "action": "extend", "metavar": "NAME"}
-    add("--metrics", **names, help="Metrics for CloudWatch (default: losses, accuracies, images_per_second).")
+    add("--metrics", nargs="*", action="extend", metavar="NAME", help="Metrics for CloudWatch, instead of losses etc.")
 
     options = parser.parse_args(args)
     options.input_path = options.input_path or [("training", ".cache")]
@@ -122,13 +121,11 @@ def launch(options: Namespace) -> None:
         with start_check(options, APP_DIR) as check:
             estimator = make_estimator(options, session, folder)
             wait_for_check(check)
-        if options.dry_run or not options.is_local:
-            check_request(estimator, inputs(options), options)
-        if options.dry_run:
-            return
-        if options.is_local:
-            train_locally(estimator, options)
-        else:
+        warn_of_missing_packages(APP_DIR)
+        if options.is_local and not options.dry_run:
+            return train_locally(estimator, options)
+        check_request(estimator, inputs(options), options)
+        if not options.dry_run:
             estimator.fit(inputs(options), job_name=options.job_name, wait=False)
             follow_job(estimator.sagemaker_session, estimator.latest_training_job.name, options)
 

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Any
@@ -105,6 +106,16 @@ def cost(request: dict[str, Any]) -> str:
     spot = "spot " if request.get("EnableManagedSpotTraining") else ""
     quota = f'a quota "{resources["InstanceType"]} for {spot}training job usage" of at least {count}'
     return f"the job uses up to {hours:g} instance-hours, and needs {quota}"
+
+
+def warn_of_missing_packages(app_dir: Path) -> None:
+    """Warns on stderr of packages that app/ imports and this machine has, but docker/requirements/ does not list."""
+    code = "\n".join(path.read_text(errors="replace") for path in app_dir.rglob("*.py"))
+    modules = re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)
+    locked = "\n".join(path.read_text() for path in app_dir.parent.glob("docker/requirements/*.txt"))
+    for module, packages in packages_distributions().items():
+        if module in modules and not any(f"\n{name.lower().replace('_', '-')}==" in locked for name in packages):
+            print(f"app/ imports {module}, which docker/requirements/ lacks; see README.md", file=sys.stderr)
 
 
 def start_check(options: Any, app_dir: Path) -> Popen:

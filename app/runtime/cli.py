@@ -91,7 +91,6 @@ class CLI(LightningCLI):
         add("--resume.every_n_minutes", type=NonNegativeFloat, default=5.0, help="Mid-epoch checkpoints; 0 for none.")
         add("--resume.every_n_steps", type=NonNegativeInt, default=0, help="Mid-epoch checkpoints; 0 for none.")
         add("--process_group_timeout", type=PositiveFloat, default=300.0, help="Seconds to wait for other ranks.")
-        parser.prefer_int()
 
     def parse_arguments(self, parser: Parser, args: Any) -> None:
         args = join_values(sys.argv[1:])

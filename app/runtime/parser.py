@@ -7,7 +7,7 @@ import difflib
 import re
 import sys
 import traceback
-from typing import NoReturn, get_args
+from typing import NoReturn
 
 from pytorch_lightning.cli import LightningArgumentParser
 
@@ -24,16 +24,6 @@ class Parser(LightningArgumentParser):
 
     def format_help(self) -> str:
         return re.sub(r",\s+default:\s+null\)", ")", super().format_help())
-
-    def prefer_int(self) -> None:
-        """Makes 1 an int, not 1.0, where both are allowed: for Lightning's limits, 1 is one batch and 1.0 is all.
-
-        Lightning's order of the types does not help, as typing caches Union[float, int] and Union[int, float]
-        as one.
-        """
-        for action in self._actions:
-            if {int, float} <= set(get_args(getattr(action, "_typehint", None))):
-                action._typehint = int | action._typehint
 
 
 def explain(message: str, options: list[str]) -> str:

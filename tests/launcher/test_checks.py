@@ -3,6 +3,7 @@
 import functools
 import re
 import shlex
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,16 @@ from types import SimpleNamespace
 import pytest
 from runs.launcher import CLOUD, cloud, rejection
 from runs.launches import offline, preview
+from runs.programs import ROOT
 
-from launcher.checks import check_options, check_rules, cost, start_check, wait_for_check
+from launcher.checks import (
+    check_options,
+    check_rules,
+    cost,
+    start_check,
+    wait_for_check,
+    warn_of_missing_packages,
+)
 from run_sagemaker import APP_DIR, DEFAULT_HYPERPARAMS, DEVICE_HYPERPARAMS, launch, read_options
 
 use_offline = pytest.mark.usefixtures(offline.__name__)
@@ -202,3 +211,18 @@ def test_a_check_that_fails_without_a_word_is_reported_with_its_exit_code(tmp_pa
 def test_an_exception_in_train_py_is_reported_with_its_traceback(tmp_path):
     with pytest.raises(RuntimeError, match=r"(?s)--hyperparams: Traceback .*line 1.*ZeroDivisionError"):
         check(tmp_path, "1 / 0\n")
+
+
+def test_a_package_that_only_this_machine_has_is_reported(tmp_path, capsys):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/table_data.py").write_text("import yaml\nimport torch.nn as nn\nfrom pandas import read_csv\n")
+    (tmp_path / "docker/requirements").mkdir(parents=True)
+    for file in (ROOT / "docker/requirements").glob("*.txt"):
+        shutil.copy(file, tmp_path / "docker/requirements")
+    warn_of_missing_packages(tmp_path / "app")
+    assert capsys.readouterr().err == "app/ imports pandas, which docker/requirements/ lacks; see README.md\n"
+
+
+def test_the_image_has_all_packages_that_the_tutorial_imports(capsys):
+    warn_of_missing_packages(APP_DIR)
+    assert capsys.readouterr().err == ""
