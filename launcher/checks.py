@@ -115,7 +115,7 @@ def warn_of_missing_packages(app_dir: Path) -> None:
     locked = "\n".join(path.read_text() for path in app_dir.parent.glob("docker/requirements/*.txt"))
     for module, packages in packages_distributions().items():
         if module in modules and not any(f"\n{name.lower().replace('_', '-')}==" in locked for name in packages):
-            print(f"app/ imports {module}, which docker/requirements/ lacks; see README.md", file=sys.stderr)
+            print(f"train.py will not find {module} in the container: docker/requirements/ lacks it", file=sys.stderr)
 
 
 def start_check(options: Any, app_dir: Path) -> Popen:
