@@ -40,7 +40,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(uninterru
     assert_same_final_state(uninterrupted, tmp_path)
 
 
-def test_without_a_readable_checkpoint_the_run_starts_afresh_and_removes_the_others(tmp_path):
+def test_without_a_readable_checkpoint_the_run_starts_from_scratch(tmp_path):
     (tmp_path / "logs/checkpoints").mkdir(parents=True)
     (tmp_path / "logs/checkpoints/last-step=9.ckpt").write_text("no checkpoint")
     torch.save({"state_dict": {}}, tmp_path / "logs/checkpoints/last-step=8.ckpt")
