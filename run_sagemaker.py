@@ -80,7 +80,7 @@ def read_options(args: list[str] | None = None) -> Namespace:
     add("--estimator", **key_values | {"type": yaml_key_value}, help="Other Estimator arguments, as YAML.")
 
     add = parser.add_argument_group("monitoring", "Example: --metrics train_loss val_acc").add_argument
-    add("--metrics", nargs="*", action="extend", metavar="NAME", help="Metrics for CloudWatch, instead of losses etc.")
+    add("--metrics", nargs="*", action="extend", metavar="NAME", help="CloudWatch's metrics (default: losses, ...).")
 
     options = parser.parse_args(args)
     options.input_path = options.input_path or [("training", ".cache")]
@@ -218,7 +218,7 @@ def follow_job(session: Any, job_name: str, options: Namespace) -> None:
 
     command = f"python run_sagemaker.py --region={session.boto_region_name}"
     command += f" --profile={options.profile}" if options.profile else ""
-    print(f"job {job_name} does not need this command. To follow it, or to stop it:")
+    print(f"job {job_name} runs independently of this command. To follow or stop the job:")
     print(f"  {command} --attach={job_name}\n  {command} --stop={job_name}", flush=True)
     if options.wait:
         with one_line_errors(code=1):

@@ -1,4 +1,4 @@
-"""CIFAR-10 as one uint8 tensor per split. Whole batches are augmented at once, on the device that trains."""
+"""CIFAR-10 as one uint8 tensor per split. Whole batches are augmented at once, on the training device."""
 
 from pathlib import Path
 
@@ -17,12 +17,12 @@ class CIFAR10DataModule(LightningDataModule):
     """CIFAR-10: 50,000 training and 10,000 test images of 32 by 32 pixels in 10 classes.
 
     Batches are float32 images [batch_size, 3, 32, 32], normalized to mean 0 and standard deviation 1 per
-    channel, and int64 labels [batch_size], on the device that trains. For other images, all of the same size,
+    channel, and int64 labels [batch_size], on the training device. For other images, all of the same size,
     subclass this and define `read`, `num_classes`, `mean`, `std` and `description`.
 
     Args:
-        data_dir: Folder with cifar-10-python.tar.gz, which is downloaded if it is missing. With the file, it may be
-            read-only.
+        data_dir: Folder with cifar-10-python.tar.gz, which is downloaded if it is missing. If the file exists, the
+            folder may be read-only.
         batch_size: Batch size of each process, at least 1. The global batch size is this times the number of
             processes.
         val_split: Number of training images held out for validation, from 0 to 49,999.

@@ -60,7 +60,7 @@ def read_cifar10(data_dir: Path, url: str = URL, verify: bool = True) -> tuple[T
         labels = torch.cat([torch.tensor(batch["labels"]) for batch in batches])
         return images, labels, len(batches[-1]["labels"])
     except Exception as error:  # a damaged archive can raise anything
-        raise ValueError(f"{archive}: not a CIFAR-10 archive ({error}); delete it to download CIFAR-10's") from error
+        raise ValueError(f"{archive}: not a CIFAR-10 archive ({error}); delete it to download a new one") from error
 
 
 class ArrayUnpickler(pickle.Unpickler):

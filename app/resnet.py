@@ -12,7 +12,7 @@ class Classifier(LightningModule):
 
     Args:
         network: Any module with that input and output.
-        label_smoothing: Part of the target's probability, from 0 to 1, that is spread uniformly over all
+        label_smoothing: Fraction of the target's probability, from 0 to 1, that is spread uniformly over all
             classes in training (Szegedy et al. 2016).
     """
 

@@ -22,10 +22,10 @@ WAIT_SECONDS = float(os.environ.get("SIGTERM_WAIT_SECONDS", "120"))  # what Sage
 # peer raises no error: torch aborts the rank, and Lightning then kills the other ranks of that host.
 TAGS = {
     "PeerLost": "a peer was lost",
-    "Stopped": "a rank was stopped, but not this host",
+    "Stopped": "a rank on another host was stopped",
 }
 EXIT_CODES = {
-    "ExitCode -6": "a rank was aborted, on several GPUs usually because a peer was lost or hung",
+    "ExitCode -6": "a rank was aborted (with several GPUs, usually because a peer was lost or hung)",
     "ExitCode -9": "a rank was killed (out of memory, or another rank on this host failed)",
 }
 

@@ -14,9 +14,9 @@ import yaml
 HINTS = {
     "locate credentials": "run `aws configure` or `aws sso login`, or set AWS_PROFILE",
     "xpired": "log in again, for example with `aws sso login`",
-    "AccessDenied": "check the policies of README.md, which allow only certain folders of your bucket",
+    "AccessDenied": "check the policies in README.md, which allow only certain folders of your bucket",
     "ResourceLimitExceeded": "request a quota increase under Service Quotas, or wait until other jobs end",
-    "CapacityError": "no capacity for this instance type: try later, or another type or region, or no spot instances",
+    "CapacityError": "no capacity for this instance type: try later, or another type or region, or on demand",
 }
 # Allows both --wait and --wait=false.
 BOOLEAN = {"type": yaml.safe_load, "choices": (True, False), "nargs": "?", "const": True}
@@ -88,7 +88,7 @@ def exit_on_signals() -> None:
     def stop(signum: int, frame: FrameType | None) -> NoReturn:
         for other in signals:
             signal.signal(other, signal.SIG_IGN)  # the containers are being removed
-        exit_with(f"stopped by {signal.Signals(signum).name}; a job in the cloud continues", 128 + signum)
+        exit_with(f"stopped by {signal.Signals(signum).name}; jobs in the cloud continue", 128 + signum)
 
     for signum in signals:
         signal.signal(signum, stop)

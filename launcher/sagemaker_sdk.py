@@ -80,7 +80,7 @@ class Containers(image._SageMakerContainer):
         for volume in service["volumes"]:
             # Otherwise Docker creates it, owned by root.
             Path(volume.split(":")[0]).mkdir(parents=True, exist_ok=True)
-        num_threads = max(1, os.cpu_count() // self.instance_count)  # more would wait for each other
+        num_threads = max(1, os.cpu_count() // self.instance_count)  # more would compete for the cores
         # A container that lost its peer need not wait for SIGTERM: Compose stops all of them. And its user,
         # who may not exist in the image, needs a home for what torchvision downloads.
         defaults = [f"OMP_NUM_THREADS={num_threads}", "SIGTERM_WAIT_SECONDS=0", "HOME=/tmp"]

@@ -15,7 +15,7 @@ from runtime.files import to_bytes, write_atomically
 
 
 class BestNetwork(ModelCheckpoint):
-    """Saves the best network by the metric `monitor`, skips epochs without it, and finds its file after a move.
+    """Saves the best network by the metric `monitor`, which epochs need not log, and finds it after `dirpath` has moved.
 
     Args:
         dirpath: Folder of the checkpoints.
@@ -53,7 +53,7 @@ class BestNetwork(ModelCheckpoint):
         if trainer.is_global_zero and not trainer.fast_dev_run:
             try:
                 if not self.best_model_path:
-                    raise ValueError(f"none was saved; the module must log --checkpoint.monitor={self.monitor}")
+                    raise ValueError(f"none was saved; the module must log {self.monitor}, or set --checkpoint.monitor")
                 checkpoint = read_checkpoint(Path(self.best_model_path))
                 model.on_load_checkpoint(checkpoint)
                 model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)

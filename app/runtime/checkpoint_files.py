@@ -27,8 +27,8 @@ SECONDS_BEFORE_DELETION = 600
 class CheckpointFiles(TorchCheckpointIO):
     """Writes Lightning's checkpoints, and keeps the last two of a run.
 
-    No complete file is renamed, because SageMaker, which copies the folder to S3 all the time, would copy it
-    again. A failure to write does not end the run; it is kept in `error`.
+    No checkpoint is renamed once it has its final name, because SageMaker, which copies the folder to S3 all the
+    time, would copy it again. A failure to write does not end the run; it is kept in `error`.
 
     Args:
         folder: Folder of the checkpoints.

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-# The random stream of the shuffling; with the same seed, other numbers are free for other purposes.
+# Number of the random stream that shuffles; other uses of the same seed have other numbers.
 ORDER = 0
 
 

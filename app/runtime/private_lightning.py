@@ -1,7 +1,7 @@
 """All private names of Lightning that this package uses, each with its reason and a test (test_private_names.py).
 
-Lightning 2.6 has no public way to save a checkpoint between two steps, or to resume from there with the
-loader's own position and the sums of the epoch.
+Lightning 2.6 has no public hook between the end of a step and the fetch of the next batch, and no public way to
+resume from there with the loader's own position and the sums of the epoch.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def num_steps_done(trainer: Trainer) -> int:
 
 
 def loaders(trainer: Trainer) -> list[Any]:
-    """Returns the training loaders, none of them before training begins."""
+    """Returns the training loaders; the list is empty before training begins."""
     combined = trainer.fit_loop._combined_loader
     return combined.flattened if combined is not None else []
 

@@ -83,7 +83,7 @@ def num_samples_per_batch(trainer: Trainer) -> int:
     """Returns the samples of a batch on all ranks together, or 0 if a loader has no batch size."""
     sizes = []
     for loader in loaders(trainer):
-        # Lightning moves the batch size there for several processes.
+        # A loader with its own batch sampler has the batch size only there.
         parts = loader, getattr(loader, "batch_sampler", None)
         batch_size = max(getattr(part, "batch_size", 0) or 0 for part in parts)
         sizes.append(getattr(loader, "global_batch_size", batch_size * trainer.world_size))

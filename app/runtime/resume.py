@@ -134,7 +134,7 @@ class Resume(callbacks.Checkpoint):
         self._exit_if_stopped(trainer, signum)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        # Loaders without a length may differ in their number of batches: no reduction after each is possible.
+        # Loaders without a length may yield different numbers of batches on each rank: an all-reduce could hang.
         is_training = trainer.state.fn == "fit" and not trainer.sanity_checking
         if is_training and float("inf") not in trainer.num_val_batches:
             self._exit_if_stopped(trainer, self.stop_signal.all_reduce(trainer)[0])
@@ -170,7 +170,7 @@ class Resume(callbacks.Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         if not private_lightning.loaders(trainer):
-            # LearningRateFinder and BatchSizeFinder save and load such a copy before training.
+            # LearningRateFinder and BatchSizeFinder save and load a temporary checkpoint before training.
             return
         loggers = trainer.loggers if trainer.is_global_zero else []
         checkpoint["resume"] = {
@@ -244,7 +244,7 @@ class StopSignal:
 
 
 def batch_geometry(trainer: Trainer) -> str:
-    """Returns what two runs must have in common so that a position in one is a position in the other."""
+    """Returns the sizes of steps and epochs, which must be equal for a run to resume from the position of another."""
     num_batches = trainer.num_training_batches
     num_per_step = trainer.accumulate_grad_batches
     sizes = [getattr(loader, "global_batch_size", 0) for loader in private_lightning.loaders(trainer)]

@@ -9,11 +9,11 @@ from runtime.errors import warn
 from runtime.files import check_writable, write_atomically
 from runtime.private_lightning import continue_version
 
-MAX_BYTES = 10_000_000  # of event files in a checkpoint
+MAX_BYTES = 10_000_000  # total size of the event files in a checkpoint
 
 
 class TensorBoardLog(TensorBoardLogger):
-    """A TensorBoardLogger that also saves its event files in checkpoints, so that they survive a killed host.
+    """A TensorBoardLogger that also saves its event files in checkpoints, so that they survive the loss of a host.
 
     If the files exceed 10 MB in total, for example because of many images, none of them is saved.
     """
@@ -33,7 +33,7 @@ class TensorBoardLog(TensorBoardLogger):
         paths = [path for path in Path(self.log_dir).glob("events.*") if ".sagemaker-" not in path.name]
         if sum(path.stat().st_size for path in paths) > MAX_BYTES:
             paths = []
-            warn("the TensorBoard log exceeds 10 MB and is not saved in checkpoints: with this host, it is lost")
+            warn("the TensorBoard log exceeds 10 MB and is not in checkpoints: if this host is lost, so is it")
         files = {path.name: path.read_bytes() for path in paths}
         return {"version": self.version, "files": files, "next_step": self._next_step}
 

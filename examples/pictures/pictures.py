@@ -47,7 +47,7 @@ class TestPictures(Callback):
     def annotate(self, image: Tensor, label: int, prediction: int) -> Tensor:
         """Returns an image [3, SIDE, SIDE] uint8, labeled with its predicted class and, if wrong, its true class."""
         is_correct = label == prediction
-        text = self.classes[prediction] if is_correct else f"{self.classes[prediction]}, not {self.classes[label]}"
+        text = self.classes[prediction] if is_correct else f"{self.classes[prediction]} (is {self.classes[label]})"
         pixels = F.interpolate(image.cpu().float()[None], (SIDE, SIDE))[0]
         low, high = pixels.aminmax()
         pixels = ((pixels - low) / (high - low) * 255).byte()

@@ -45,7 +45,7 @@ class Container:
 @pytest.mark.parametrize("message", ["train.py: error: connection closed by peer", "anything else", "", "Stopped: x"])
 @pytest.mark.parametrize(
     ("failure", "explanation"),
-    [("PeerLost: {}", "a peer was lost: {}"), ("Stopped: {}", "a rank was stopped, but not this host: {}")],
+    [("PeerLost: {}", "a peer was lost: {}"), ("Stopped: {}", "a rank on another host was stopped: {}")],
 )
 def test_a_tag_is_explained_whatever_message_follows(tmp_path, failure, explanation, message):
     container = Container(tmp_path, failure.format(message))
@@ -57,7 +57,7 @@ def test_a_tag_is_explained_whatever_message_follows(tmp_path, failure, explanat
 @pytest.mark.parametrize(
     ("failure", "explanation"),
     [
-        (ABORTED, "a rank was aborted, on several GPUs usually because a peer was lost or hung: "),
+        (ABORTED, "a rank was aborted (with several GPUs, usually because a peer was lost or hung): "),
         (KILLED, "a rank was killed (out of memory, or another rank on this host failed): "),
     ],
 )

@@ -66,7 +66,7 @@ def test_missing_capacity_is_reported_with_what_to_do(capsys):
     reason = "CapacityError: Unable to provision requested ML compute capacity."
     line = error_of(capsys, TrainingJobStatus="Failed", FailureReason=reason)
     assert line == f"job my-job failed: {reason}; no capacity for this instance type: try later, " + (
-        "or another type or region, or no spot instances"
+        "or another type or region, or on demand"
     )
 
 
@@ -88,7 +88,7 @@ def test_without_waiting_the_launcher_prints_how_to_attach_to_and_stop_the_job(a
     assert result.stdout == (
         "the job uses up to 3 instance-hours, and needs "
         'a quota "ml.g4dn.12xlarge for training job usage" of at least 2\n'
-        "job my-job does not need this command. To follow it, or to stop it:\n"
+        "job my-job runs independently of this command. To follow or stop the job:\n"
         f"{command} --attach=my-job\n{command} --stop=my-job\n"
     )
     assert account.client("sagemaker").describe_training_job(TrainingJobName="my-job")
@@ -160,7 +160,7 @@ def test_ctrl_c_leaves_the_job_running(account, waiting):
     os.killpg(waiting.pid, signal.SIGINT)
     _, stderr = waiting.communicate(timeout=10)
     assert waiting.returncode == 130
-    assert stderr == "run_sagemaker.py: error: stopped by SIGINT; a job in the cloud continues\n"
+    assert stderr == "run_sagemaker.py: error: stopped by SIGINT; jobs in the cloud continue\n"
     job = account.client("sagemaker").describe_training_job(TrainingJobName="my-job")
     assert job["TrainingJobStatus"] == "InProgress"
 

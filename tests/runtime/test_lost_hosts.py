@@ -51,7 +51,7 @@ def test_a_host_whose_peer_gets_sigterm_saves_and_waits_for_its_own_sigterm(job)
     hosts[1].process.terminate()
     assert hosts[1].wait(timeout=20) == 1
     assert hosts[1].failure.startswith("Stopped: ")
-    explanation = "a rank was stopped, but not this host: "
+    explanation = "a rank on another host was stopped: "
     wait_for(f"{explanation}waiting up to 60 s for SIGTERM", hosts[0], timeout=20)
     hosts[0].process.terminate()
     assert hosts[0].wait(timeout=5) == 1
@@ -63,7 +63,7 @@ def test_an_aborted_rank_is_reported_as_most_likely_due_to_a_lost_peer(job, tmp_
     hosts = job(2, ENDLESS | drill(tmp_path, signum=signal.SIGABRT))  # as NCCL's watchdog aborts it
     assert [host.wait() for host in hosts] == [1, 1]
     assert hosts[0].failure.startswith(LOST_PEER)
-    line = "a rank was aborted, on several GPUs usually because a peer was lost or hung: "
+    line = "a rank was aborted (with several GPUs, usually because a peer was lost or hung): "
     assert hosts[1].failure.startswith(f"{line}ExecuteUserScriptError:\nExitCode -6\n")
     assert f"{line}waiting up to 2 s for SIGTERM" in hosts[1].log
 
