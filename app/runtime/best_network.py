@@ -15,7 +15,7 @@ from runtime.files import to_bytes, write_atomically
 
 
 class BestNetwork(ModelCheckpoint):
-    """Saves the best network by the metric `monitor`, which epochs need not log, and finds it after `dirpath` has moved.
+    """Saves the best network by the metric `monitor`, skips epochs without it, and finds it after `dirpath` moved.
 
     Args:
         dirpath: Folder of the checkpoints.
