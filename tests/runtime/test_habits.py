@@ -137,7 +137,7 @@ def test_a_callback_that_does_not_restore_all_of_its_state_is_named(tmp_path):
 def test_a_log_of_many_images_is_not_stored_in_checkpoints(tmp_path):
     result = train("--model=habits.Pictures", STATEFUL, "--trainer.max_epochs=3", cwd=tmp_path)
     assert last_checkpoint(tmp_path / "logs/checkpoints").stat().st_size < 100_000
-    line = "train.py: warning: the TensorBoard log exceeds 10 MB and is not saved in checkpoints"
+    line = "train.py: warning: the TensorBoard log exceeds 10 MB and is not in checkpoints"
     assert result.stderr.count(line) == 1
 
 
