@@ -80,13 +80,7 @@ def read_options(args: list[str] | None = None) -> Namespace:
     add("--estimator", **key_values | {"type": yaml_key_value}, help="Other Estimator arguments, as YAML.")
 
     add = parser.add_argument_group("monitoring", "Example: --metrics train_loss val_acc").add_argument
-    add(
-        "--metrics",
-        nargs="*",
-        action="extend",
-        metavar="NAME",
-        help="Metrics that CloudWatch plots (default: losses, ...)",
-    )
+    add("--metrics", nargs="*", action="extend", help="Metrics that CloudWatch plots (default: losses, accuracies...).")
 
     options = parser.parse_args(args)
     options.input_path = options.input_path or [("training", ".cache")]
