@@ -157,6 +157,12 @@ def test_a_scheduler_with_interval_step_steps_after_each_batch(tmp_path):
     assert rates[-1] == pytest.approx(0.01 / 25 / 1e4, rel=1e-3)
 
 
+def test_an_optimizer_without_a_fused_version_replaces_the_default(tmp_path):
+    output = run_train_warm("--optimizer=RMSprop", "--optimizer.lr=0.01", "--print_config", cwd=tmp_path).stdout
+    arguments = yaml.safe_load(output)["optimizer"]["init_args"]
+    assert arguments["lr"] == 0.01 and "fused" not in arguments
+
+
 def test_a_limit_of_1_is_one_batch_and_1_0_is_all_batches(tmp_path):
     limits = {"train": "1", "val": "1.0", "test": "0.5", "predict": "null"}
     options = [f"--trainer.limit_{stage}_batches={limit}" for stage, limit in limits.items()]
