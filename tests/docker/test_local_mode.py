@@ -120,7 +120,7 @@ def test_a_stopped_launcher_removes_its_containers(checkout, signum):
         process.send_signal(signum)
     log, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signum, log
-    assert f"run_sagemaker.py: error: stopped by {signum.name}\n" in log
+    assert f"run_sagemaker.py: error: stopped by {signum.name}; jobs in the cloud continue\n" in log
 
 
 def test_docker_stop_lets_the_training_processes_save_and_exit(checkout):
