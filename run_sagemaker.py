@@ -52,7 +52,7 @@ def read_options(args: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("job", "Example: --job_name=my-job --hyperparams data.batch_size=128").add_argument
     add("--hyperparams", **key_values, help="Options of train.py without dashes; NAME=null omits a default.")
     add("--job_name", help="Name of the job in the cloud (default: image name and timestamp).")
-    add("--wait", **BOOLEAN, default=True, help="Stream the log of a cloud job; --wait=false returns at once.")
+    add("--wait", **BOOLEAN, default=True, help="Stream a cloud job's log; --wait=false returns at once.")
     add("--attach", metavar="JOB", help="Stream the log of a cloud job from its start to its end.")
     add("--stop", metavar="JOB", help="Stop a job in the cloud. Its checkpoints in S3 are kept.")
     add("--dry_run", **BOOLEAN, default=False, help="Check options and print the request; send nothing.")
@@ -60,14 +60,14 @@ def read_options(args: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("data", "Example: --input_path train=s3://bucket/train val=s3://...").add_argument
     paths = {"nargs": "+", "action": "extend", "type": channel, "metavar": "[NAME=]PATH"}
     add("--input_path", **paths, help="Channels: folders (default: training=.cache), in the cloud S3 URIs.")
-    add("--output_path", default="output", help="Folder for the results (default: output), in the cloud an S3 URI.")
+    add("--output_path", default="output", help="Results: a local folder (default: output), or an S3 URI.")
     add("--checkpoint_path", help="Folder of checkpoints, in the cloud an S3 URI; a repeated job resumes.")
 
     add = parser.add_argument_group("containers", "Example: --instance_type=local --instance_count=4").add_argument
     add("--instance_type", default="local_gpu", help="ml.*, or local or local_gpu (default: local_gpu).")
-    add("--instance_count", type=PositiveInt, default=1, help="Number of instances or containers (default: 1).")
+    add("--instance_count", type=PositiveInt, default=1, help="Instances or containers (default: 1).")
     add("--image_uri", default="sagemaker-tutorial", help="Name, or URI in ECR (default: sagemaker-tutorial).")
-    add("--environment", **key_values, help="Environment variables; no secrets, as DescribeTrainingJob shows them.")
+    add("--environment", **key_values, help="Environment variables; no secrets: others can read them.")
 
     add = parser.add_argument_group("cloud", "Example: --spot_instances --max_wait=172800 --max_run=86400").add_argument
     add("--role", help="ARN of the SageMaker execution role; required in the cloud.")
@@ -80,7 +80,7 @@ def read_options(args: list[str] | None = None) -> Namespace:
     add("--estimator", **key_values | {"type": yaml_key_value}, help="Other Estimator arguments, as YAML.")
 
     add = parser.add_argument_group("monitoring", "Example: --metrics train_loss val_acc").add_argument
-    add("--metrics", nargs="*", action="extend", help="Metrics that CloudWatch plots (default: losses, accuracies...).")
+    add("--metrics", nargs="*", action="extend", help="Metrics that CloudWatch plots (default: losses, ...).")
 
     options = parser.parse_args(args)
     options.input_path = options.input_path or [("training", ".cache")]

@@ -21,8 +21,8 @@ class CIFAR10DataModule(LightningDataModule):
     subclass this and define `read`, `num_classes`, `mean`, `std` and `description`.
 
     Args:
-        data_dir: Folder with cifar-10-python.tar.gz, which is downloaded if it is missing. If the file exists, the
-            folder may be read-only.
+        data_dir: Folder with cifar-10-python.tar.gz, which is downloaded if it is missing. If the file
+            exists, the folder may be read-only.
         batch_size: Batch size of each process, at least 1. The global batch size is this times the number of
             processes.
         val_split: Number of training images held out for validation, from 0 to 49,999.
@@ -128,10 +128,10 @@ class CIFAR10DataModule(LightningDataModule):
         return self.trainer.precision_plugin.convert_input(images), labels
 
     def gather(self, split: str, indices: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """Returns normalized images [B, C, H, W] float32 and labels [B] int64 of a split, for indices [B] int64.
+        """Returns normalized images [B, C, H, W] float32 and labels [B] int64 of a split.
 
-        They are on the device of `indices`, to which all splits are moved. Training images are augmented as drawn
-        for `epoch`.
+        They are on the device of `indices` [B] int64, to which all splits are moved. Training images are
+        augmented as drawn for `epoch`.
         """
         if self.tensors["mean"].device != indices.device:
             self.tensors = {name: tensor.to(indices.device) for name, tensor in self.tensors.items()}
@@ -150,9 +150,10 @@ class CIFAR10DataModule(LightningDataModule):
         return images, self.tensors[f"{split}_labels"][indices]
 
     def draw_augmentation(self, epoch: int) -> Tensor:
-        """Returns flip (0 or 1), top and left (pixels from 0 to 2 * padding) of an epoch, as int64 [3, num_train].
+        """Returns flip, top and left of an epoch, as int64 [3, num_train].
 
-        They do not depend on the number of processes.
+        `flip` is 0 or 1, `top` and `left` are pixels from 0 to 2 * padding. They do not depend on the number
+        of processes.
         """
         rng = seeded_generator(self.seed, AUGMENTATION, epoch)
         shape = (self.num_samples["train"],)

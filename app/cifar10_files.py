@@ -32,9 +32,9 @@ def download(url: str, target: Path) -> bytes:
 
 
 def read_cifar10(data_dir: Path, url: str = URL, verify: bool = True) -> tuple[Tensor, Tensor, int]:
-    """Returns all images [N, 3, 32, 32] uint8, all labels [N] int64 from 0 to 9, and the size of the test set.
+    """Returns all images [N, 3, 32, 32] uint8, all labels [N] int64, and the size of the test set.
 
-    The test set is at the end of the images.
+    Labels are from 0 to 9. The test set is at the end of the images.
 
     Args:
         data_dir: Folder of cifar-10-python.tar.gz.
@@ -64,7 +64,10 @@ def read_cifar10(data_dir: Path, url: str = URL, verify: bool = True) -> tuple[T
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Loads only numpy arrays, strings, numbers, lists and dicts, as other classes in a pickle could run any code."""
+    """Loads only numpy arrays, strings, numbers, lists and dicts.
+
+    Other classes in a pickle could run any code.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         is_array = module.startswith("numpy") and name in ("_reconstruct", "ndarray", "dtype")

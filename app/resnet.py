@@ -36,7 +36,10 @@ class Classifier(LightningModule):
         self.step("test", batch)
 
     def step(self, stage: str, batch: tuple[Tensor, Tensor], label_smoothing: float = 0.0) -> Tensor:
-        """Returns the mean loss of a batch, and logs loss and accuracy, averaged over the epoch and all processes."""
+        """Returns the mean loss of a batch, and logs loss and accuracy.
+
+        The logged values are averaged over the epoch and all processes.
+        """
         images, labels = batch
         logits = self(images)
         loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)

@@ -8,8 +8,8 @@ This file needs only the standard library; copy it into other projects:
         set_up_hosts()
     trainer = Trainer(num_nodes=len(hosts()) if in_sagemaker() else 1, ...)
 
-Outside SageMaker, `set_up_hosts`, `hosts`, `model_dir` and `output_dir` raise KeyError, `job_name` and `channel_dir`
-return None, and `report_failure` does nothing.
+Outside SageMaker, `set_up_hosts`, `hosts`, `model_dir` and `output_dir` raise KeyError, `job_name` and
+`channel_dir` return None, and `report_failure` does nothing.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ STOPPED = "Stopped"
 
 
 def set_up_hosts() -> None:
-    """Sets the environment variables by which Lightning, NCCL and gloo find the other hosts, unless they are set.
+    """Sets the environment variables by which Lightning, NCCL and gloo find the other hosts.
 
-    torch itself waits for a host whose name does not resolve yet.
+    Those that are already set are kept. torch itself waits for a host whose name does not resolve yet.
     """
     os.environ.setdefault("NODE_RANK", str(hosts().index(os.environ["SM_CURRENT_HOST"])))
     os.environ.setdefault("MASTER_ADDR", hosts()[0])

@@ -1,1 +1,1 @@
-"""Supporting code of run_sagemaker.py: checks before anything is billed, and fixes for the SDK's local mode."""
+"""Supporting code of run_sagemaker.py: checks before anything is billed, and fixes for local mode."""

@@ -5,7 +5,9 @@ from typing import Any
 
 
 def create_session(options: Any) -> Any:
-    """Returns a boto3 session in the AWS region of the job, which the scripts of docker/ find by the same rule.
+    """Returns a boto3 session in the AWS region of the job.
+
+    The scripts of docker/ find the region by the same rule.
 
     Raises:
         ValueError: If a job in the cloud has no region.

@@ -17,7 +17,10 @@ CONTAINER = {"SM_MODEL_DIR": "/opt/ml/model", "SM_OUTPUT_DATA_DIR": "/opt/ml/out
 
 
 def check_options(options: Any) -> None:
-    """Raises ValueError for mistakes that AWS or Docker miss, report unclearly, or report only in a billed job."""
+    """Raises ValueError for mistakes in the options.
+
+    AWS or Docker would miss them, report them unclearly, or report them only in a billed job.
+    """
     if options.is_local and options.log_uri:
         raise ValueError(f"--hyperparams logger.save_dir={options.log_uri}: only jobs in the cloud can log to S3")
     if not (options.is_local or options.instance_type.startswith("ml.")):
@@ -73,7 +76,10 @@ def check_rules(request: dict[str, Any]) -> None:
 
 
 def violations(value: Any, shape: Any, field: str = "") -> Iterator[str]:
-    """Yields violations of the patterns, maximum lengths and enums in botocore's model, which its validator ignores."""
+    """Yields violations of the patterns, maximum lengths and enums in botocore's model.
+
+    botocore's own validator ignores them.
+    """
     if shape.type_name == "structure":
         for name, member in value.items():
             yield from violations(member, shape.members[name], f"{field}.{name}".lstrip("."))
@@ -109,7 +115,10 @@ def cost(request: dict[str, Any]) -> str:
 
 
 def warn_of_missing_packages(app_dir: Path) -> None:
-    """Warns on stderr of packages that app/ imports and this machine has, but docker/requirements/ does not list."""
+    """Warns on stderr of packages that app/ imports, but docker/requirements/ does not list.
+
+    Only packages that are installed on this machine are found.
+    """
     code = "\n".join(path.read_text(errors="replace") for path in app_dir.rglob("*.py"))
     modules = re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)
     locked = "\n".join(path.read_text() for path in app_dir.parent.glob("docker/requirements/*.txt"))

@@ -27,7 +27,10 @@ class Parser(ArgumentParser):
         exit_with(f"{message.removeprefix('argument ')}; see --help", 2)
 
     def last_values(self, pairs: list[tuple[str, str]]) -> dict[str, str]:
-        """Returns the last value of each name, and rejects a repeated NAME+=value, which appends to a list."""
+        """Returns the last value of each name.
+
+        Rejects a repeated NAME+=value, which would append to a list.
+        """
         names = [name for name, _ in pairs]
         for name in names:
             if name.endswith("+") and names.count(name) > 1:
@@ -43,7 +46,10 @@ def key_value(text: str) -> tuple[str, str]:
 
 
 class JsonTypes(yaml.SafeLoader):
-    """YAML in which all scalars but integers, true, false and null are strings: `012345670123`, `1.10`, `on`."""
+    """YAML in which all scalars but integers, true, false and null are strings.
+
+    Examples of such strings are `012345670123`, `1.10` and `on`.
+    """
 
     yaml_implicit_resolvers: ClassVar = {}
 
@@ -64,7 +70,10 @@ def channel(text: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def one_line_errors(code: int = 2) -> Iterator[None]:
-    """Turns exceptions into one line and exit code 2 for wrong input, or `code` for errors of AWS or Docker."""
+    """Turns exceptions into one line and an exit code.
+
+    The code is 2 for wrong input, and `code` for errors of AWS or Docker.
+    """
     try:
         yield
     except Exception as error:
@@ -81,7 +90,10 @@ def one_line_errors(code: int = 2) -> Iterator[None]:
 
 
 def exit_on_signals() -> None:
-    """Makes SIGINT, SIGTERM and SIGHUP end the program with 128 + the signal's number, after it has cleaned up."""
+    """Makes SIGINT, SIGTERM and SIGHUP end the program after it has cleaned up.
+
+    The exit code is 128 + the number of the signal.
+    """
     # Windows has no SIGHUP.
     signals = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
 

@@ -15,7 +15,7 @@ def output_of(*command: str) -> CompletedProcess:
 
 
 def check_machine(options: Any) -> None:
-    """Raises ValueError if this machine lacks the GPU, Docker, Docker Compose, or the image of a local job."""
+    """Raises ValueError if this machine lacks what a local job needs: GPU, Docker, Compose, or image."""
     if options.instance_type == "local_gpu" and "GPU 0" not in output_of("nvidia-smi", "-L").stdout:
         raise ValueError(f"--instance_type=local_gpu finds no GPU; use --instance_type=local, and {USE_CPU}")
     docker = output_of("docker", "version")

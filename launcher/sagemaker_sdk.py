@@ -1,4 +1,4 @@
-"""The private and monkey-patched names of the SageMaker SDK that this project uses (test_sagemaker_sdk.py)."""
+"""The private and monkey-patched names of the SageMaker SDK (tested in test_sagemaker_sdk.py)."""
 
 # ruff: noqa: E402 - the SDK must be kept quiet before it is imported.
 

@@ -15,7 +15,9 @@ from runtime.files import to_bytes, write_atomically
 
 
 class BestNetwork(ModelCheckpoint):
-    """Saves the best network by the metric `monitor`, skips epochs without it, and finds it after `dirpath` moved.
+    """Saves the best network by the metric `monitor`, and skips epochs without this metric.
+
+    It finds the file of the best network even after `dirpath` has moved.
 
     Args:
         dirpath: Folder of the checkpoints.

@@ -1,4 +1,4 @@
-"""Checkpoint files: each is written once, under a name of its own, and verified before a run resumes from it."""
+"""Checkpoint files: each has a name of its own, and is verified before a run resumes from it."""
 
 import contextlib
 import fcntl
@@ -27,8 +27,8 @@ SECONDS_BEFORE_DELETION = 600
 class CheckpointFiles(TorchCheckpointIO):
     """Writes Lightning's checkpoints, and keeps the last two of a run.
 
-    No checkpoint is renamed once it has its final name, because SageMaker, which copies the folder to S3 all the
-    time, would copy it again. A failure to write does not end the run; it is kept in `error`.
+    No checkpoint is renamed once it has its final name, because SageMaker, which copies the folder to S3 all
+    the time, would copy it again. A failure to write does not end the run; it is kept in `error`.
 
     Args:
         folder: Folder of the checkpoints.

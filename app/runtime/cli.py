@@ -43,8 +43,8 @@ register_type(torch.device)  # otherwise the saved config of StochasticWeightAve
 # the CPU.
 torch.utils.deterministic.fill_uninitialized_memory = False
 
-CKPT_PATH = """Checkpoint to resume from: a path, `last` (the newest, even of a finished or different run), or `none`.
- By default, an interrupted run with the same data, model and optimizer is resumed."""
+CKPT_PATH = """Checkpoint to resume from: a path, `last` (the newest, even of a finished or different run), or
+`none`. By default, an interrupted run with the same data, model and optimizer is resumed."""
 # Former names of options, which keep working.
 NEW_NAMES = {
     "--trainer.weights_save_path": "--checkpoint.dirpath",
@@ -56,8 +56,9 @@ RUN_OPTIONS = ("seed_everything", "data", "model", "optimizer", "lr_scheduler", 
 
 
 class CLI(LightningCLI):
-    """Parses the options and creates trainer, model and data module. Invalid options exit with a one-line error.
+    """Parses the options and creates trainer, model and data module.
 
+    Invalid options exit with a one-line error.
     The classes' defaults < the YAML file `defaults` < --config < SageMaker's folders < options on the command
     line. Outside SageMaker, --config and the options count in the order given.
 
@@ -86,7 +87,7 @@ class CLI(LightningCLI):
         parser.add_class_arguments(BestNetwork, "checkpoint", skip=fixed)
         add = parser.add_argument
         add("--ckpt_path", type=str | None, help=CKPT_PATH)
-        add("--model_dir", type=str | None, help="Folder of the exported weights (default: --checkpoint.dirpath).")
+        add("--model_dir", type=str | None, help="Folder of model.pt (default: --checkpoint.dirpath).")
         add("--lr_scheduler_interval", type=Literal["epoch", "step"], default="epoch", help="When the scheduler steps.")
         add("--resume.every_n_minutes", type=NonNegativeFloat, default=5.0, help="Mid-epoch checkpoints; 0 for none.")
         add("--resume.every_n_steps", type=NonNegativeInt, default=0, help="Mid-epoch checkpoints; 0 for none.")
@@ -115,7 +116,7 @@ class CLI(LightningCLI):
         self._choose_optimizer()
 
     def _class_options(self, preliminary: Namespace) -> list[str]:
-        """Returns options for arguments that the classes of data and model may have: data_dir and num_classes."""
+        """Returns options for `data_dir` and `num_classes`, if the classes of data and model have them."""
         derived = []
         data_dir = channel_dir("training")
         if data_dir and self.data_class and "data_dir" in preliminary.data.get("init_args", {}):
@@ -213,9 +214,12 @@ def as_list(value: Any) -> list[Any]:
 
 
 def join_values(args: list[str]) -> list[str]:
-    """Joins names and values, which SageMaker's toolkit separates: alone, a value like -1e-3 looks like an option."""
-    are_separated = len(args) % 2 == 0 and all(name.startswith("--") and "=" not in name for name in args[::2])
-    if in_sagemaker() and are_separated:
+    """Joins names and values, which SageMaker's toolkit separates.
+
+    Alone, a value like -1e-3 looks like an option.
+    """
+    is_split = len(args) % 2 == 0 and all(name.startswith("--") and "=" not in name for name in args[::2])
+    if in_sagemaker() and is_split:
         return [f"{name}={value}" for name, value in zip(args[::2], args[1::2], strict=True)]
     return args
 

@@ -16,7 +16,7 @@ from torch.distributed import DistError
 
 
 class CoordinatedExit(Exception):
-    """Raised on every rank after the same step, or on rank 0 at the end: CoordinatedExit(reason, exit code)."""
+    """CoordinatedExit(reason, exit code): raised on every rank after the same step, or on rank 0 at the end."""
 
 
 @contextlib.contextmanager
@@ -24,8 +24,8 @@ def one_line_errors() -> Iterator[None]:
     """Turns exceptions into one line on stderr and an exit code, and reports them to SageMaker.
 
     The exit code is 2 for wrong input or a full disk, 1 if the last checkpoint could not be written and for
-    other failures, 128 + n after signal n. After a CoordinatedExit, ranks other than local rank 0 exit with 0.
-    Unexpected exceptions keep their traceback.
+    other failures, 128 + n after signal n. After a CoordinatedExit, ranks other than local rank 0 exit
+    with 0. Unexpected exceptions keep their traceback.
     """
     try:
         yield

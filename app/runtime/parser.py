@@ -6,7 +6,7 @@ All uses of jsonargparse's private names are here.
 import difflib
 import re
 import sys
-import traceback
+from traceback import extract_tb
 from typing import NoReturn
 
 from pytorch_lightning.cli import LightningArgumentParser
@@ -15,7 +15,10 @@ from runtime.errors import exit_with
 
 
 class Parser(LightningArgumentParser):
-    """A LightningArgumentParser with errors of one line, which name the option, the value, and what is allowed."""
+    """A LightningArgumentParser with errors of one line.
+
+    They name the option, the value, and what is allowed.
+    """
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         options = re.findall(r"^  --([\w.]+)", self.format_help(), re.MULTILINE)
@@ -54,7 +57,7 @@ def explain(message: str, options: list[str]) -> str:
 def explain_cause(error: Exception) -> str:
     """Returns one line for an exception, with file and line if it is from the user's own code."""
     cause = unwrap(error)
-    frames = [each for each in traceback.extract_tb(cause.__traceback__) if "site-packages" not in each.filename]
+    frames = [each for each in extract_tb(cause.__traceback__) if "site-packages" not in each.filename]
     if cause is error or not frames:
         return str(cause)
     return f"{type(cause).__name__}: {cause} ({frames[-1].filename}, line {frames[-1].lineno})"
@@ -68,7 +71,10 @@ def unwrap(error: Exception | None) -> Exception | None:
 
 
 def full_name(name: str) -> str:
-    """Returns an option as it is on the command line: the parser of a class knows only the end of its name."""
+    """Returns an option as it is on the command line.
+
+    The parser of a class knows only the end of its name.
+    """
     given = [word.partition("=")[0] for word in sys.argv]
     matching = [word for word in given if word.endswith(f".{name}") or word in (name, f"--{name}")]
     return [*matching, f"--{name}"][0]

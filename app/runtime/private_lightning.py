@@ -1,7 +1,8 @@
-"""All private names of Lightning that this package uses, each with its reason and a test (test_private_names.py).
+"""All private names of Lightning that this package uses, each with its reason and a test.
 
-Lightning 2.6 has no public hook between the end of a step and the fetch of the next batch, and no public way to
-resume from there with the loader's own position and the sums of the epoch.
+The tests are in test_private_names.py. Lightning 2.6 has no public hook between the end of a step and the fetch
+of the next batch, and no public way to resume from there with the loader's own position and the sums of the
+epoch.
 """
 
 from collections.abc import Callable
@@ -147,7 +148,10 @@ def restore_loop_state(trainer: Trainer, is_between_steps: bool, states: list | 
 
 
 def count_in_floats(result: _ResultMetric, metadata: Any, is_tensor: bool) -> None:
-    """Makes means exact where ranks have different numbers of samples: Lightning truncates the mean of the counts."""
+    """Makes means exact where ranks have different numbers of samples.
+
+    Lightning truncates the mean of the counts.
+    """
     init_result(result, metadata, is_tensor)
     if hasattr(result, "cumulated_batch_size"):
         result.add_state("cumulated_batch_size", torch.tensor(0.0), dist_reduce_fx=torch.sum)

@@ -13,10 +13,11 @@ START = time.monotonic()  # after the imports of torch and Lightning
 
 # A Checkpoint, because Lightning calls those after the module's own hooks, where many modules log.
 class Report(Checkpoint):
-    """Logs the throughput of each epoch, and prints the processes and, without a progress bar, each epoch's metrics.
+    """Logs the throughput of each epoch, and prints the processes.
 
-    The throughput of all processes together, not counting validation time, is logged as `samples_per_second`
-    if all training loaders have a batch size; the data module's `samples_name` replaces the word "samples".
+    Without a progress bar, it also prints the metrics of each epoch and of the test. The throughput of all
+    processes together, not counting validation time, is logged as `samples_per_second` if all training
+    loaders have a batch size; the data module's `samples_name` replaces the word "samples".
 
     Args:
         has_progress_bar: Print no line of metrics after each epoch and after the test, as the progress bar
@@ -91,9 +92,9 @@ def num_samples_per_batch(trainer: Trainer) -> int:
 
 
 def print_summary(trainer: Trainer, data: LightningDataModule | None, paths: dict[str, Any]) -> None:
-    """Prints the last metrics, the duration of this process without imports, and the output paths, in two columns.
+    """Prints the last metrics, the duration of this process, and the output paths, in two columns.
 
-    `test_acc` is shown as a percentage.
+    The duration does not include imports. `test_acc` is shown as a percentage.
     """
     metrics = logged_metrics(trainer)
     rows = {}

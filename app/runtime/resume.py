@@ -1,4 +1,4 @@
-"""Bit-exact resume of an interrupted run: on the same number of processes, and within an epoch for stateful loaders."""
+"""Bit-exact resume of an interrupted run, for stateful loaders also within an epoch."""
 
 import signal
 import time
@@ -134,7 +134,7 @@ class Resume(callbacks.Checkpoint):
         self._exit_if_stopped(trainer, signum)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        # Loaders without a length may yield different numbers of batches on each rank: an all-reduce could hang.
+        # Loaders without a length may yield different numbers of batches: an all-reduce could hang.
         is_training = trainer.state.fn == "fit" and not trainer.sanity_checking
         if is_training and float("inf") not in trainer.num_val_batches:
             self._exit_if_stopped(trainer, self.stop_signal.all_reduce(trainer)[0])
@@ -230,7 +230,10 @@ class StopSignal:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def all_reduce(self, trainer: Trainer, is_late: bool = False) -> tuple[int, bool]:
-        """Returns the signal that any rank has received, or 0, and whether a checkpoint is late by any rank's clock."""
+        """Returns the signal that any rank has received, or 0, and whether a checkpoint is late.
+
+        It is late if it is late by the clock of any rank.
+        """
         flags, work = torch.tensor([self.signum, int(is_late)]), None
         if trainer.world_size > 1:
             if self._group is None:
@@ -244,7 +247,10 @@ class StopSignal:
 
 
 def batch_geometry(trainer: Trainer) -> str:
-    """Returns the sizes of steps and epochs, which must be equal for a run to resume from the position of another."""
+    """Returns the sizes of steps and epochs.
+
+    They must be equal for a run to resume from the position of another.
+    """
     num_batches = trainer.num_training_batches
     num_per_step = trainer.accumulate_grad_batches
     sizes = [getattr(loader, "global_batch_size", 0) for loader in private_lightning.loaders(trainer)]

@@ -13,9 +13,10 @@ MAX_BYTES = 10_000_000  # total size of the event files in a checkpoint
 
 
 class TensorBoardLog(TensorBoardLogger):
-    """A TensorBoardLogger that also saves its event files in checkpoints, so that they survive the loss of a host.
+    """A TensorBoardLogger that also saves its event files in checkpoints.
 
-    If the files exceed 10 MB in total, for example because of many images, none of them is saved.
+    So they survive the loss of a host. If the files exceed 10 MB in total, for example because of many
+    images, none of them is saved.
     """
 
     _next_step = 0
