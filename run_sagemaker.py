@@ -65,7 +65,7 @@ def read_options(args: list[str] | None = None) -> Namespace:
 
     add = parser.add_argument_group("containers", "Example: --instance_type=local --instance_count=4").add_argument
     add("--instance_type", default="local_gpu", help="ml.*, or local or local_gpu (default: local_gpu).")
-    add("--instance_count", type=PositiveInt, default=1, help="Instances or containers (default: 1).")
+    add("--instance_count", type=PositiveInt, default=1, help="Number of instances or containers (default: 1).")
     add("--image_uri", default="sagemaker-tutorial", help="Name, or URI in ECR (default: sagemaker-tutorial).")
     add("--environment", **key_values, help="Environment variables; no secrets: others can read them.")
 
