@@ -120,8 +120,8 @@ def launch(options: Namespace) -> None:
         folder = Path(name).resolve()
         with start_check(options, APP_DIR) as check:
             estimator = make_estimator(options, session, folder)
+            warn_of_missing_packages(APP_DIR)
             wait_for_check(check)
-        warn_of_missing_packages(APP_DIR)
         if options.is_local and not options.dry_run:
             return train_locally(estimator, options)
         check_request(estimator, inputs(options), options)
