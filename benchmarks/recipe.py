@@ -6,6 +6,7 @@ With --leave_out, it also trains without each part of the recipe, which takes ho
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -35,7 +36,8 @@ def run(options: list[str]) -> tuple[float, float]:
     command += ["--trainer.precision=bf16-mixed", "--data.data_dir=.cache"]
     with tempfile.TemporaryDirectory() as folder:
         command += [f"--checkpoint.dirpath={folder}", f"--logger.save_dir={folder}", *options]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path[: len(FOLDERS)])}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             start = end = accuracy = 0.0
             for line in process.stdout:
                 if line.startswith("training in"):
