@@ -185,7 +185,7 @@ def make_estimator(options: Namespace, session: Any, folder: Path) -> Any:
 def inputs(options: Namespace) -> dict[str, str]:
     """Returns the URIs of the channels.
 
-    In a container, the channel `name` is the folder /opt/ml/input/data/name, which SM_CHANNEL_NAME contains.
+    In a container, the channel NAME is the folder /opt/ml/input/data/NAME; SM_CHANNEL_<NAME> contains its path.
     """
     return {name: as_uri(path, "/") for name, path in options.channels.items()}
 

@@ -10,7 +10,7 @@ from pytorch_lightning import LightningDataModule
 from runtime.index_loader import IndexLoader, seeded_generator
 from torch import Tensor
 
-AUGMENTATION, SPLIT = 1, 2  # numbers of random streams; IndexLoader shuffles with number 0
+AUGMENTATION, SPLIT = 1, 2  # IDs of random streams; IndexLoader shuffles with stream 0
 
 
 class CIFAR10DataModule(LightningDataModule):
@@ -28,7 +28,7 @@ class CIFAR10DataModule(LightningDataModule):
         val_split: Number of training images held out for validation, from 0 to 49,999.
         augment: Pad training images with black, crop them at random positions, and flip half of them
             horizontally.
-        padding: Pixels of padding on each side; 4 in He et al. 2015, section 4.2, less for short runs.
+        padding: Pixels of padding on each side: 4 as in He et al. 2015, section 4.2; use fewer for short runs.
         seed: Seed of the validation split, the shuffling, the crops and the flips, at least 0.
         verify: Accept only an archive with CIFAR-10's official MD5 checksum.
         url: Address from which a missing archive is downloaded.

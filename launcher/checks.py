@@ -99,7 +99,7 @@ def violations(value: Any, shape: Any, field: str = "") -> Iterator[str]:
         similar = [each for each in rules["enum"] if each.startswith(value[:5])]
         yield f"{shown}: expected one of {', '.join(similar or rules['enum'])}"
     pattern = rules.get("pattern", r"\p{L}")
-    if r"\p{" not in pattern and not re.fullmatch(pattern, value):  # Python has no such classes
+    if r"\p{" not in pattern and not re.fullmatch(pattern, value):  # Python's re lacks \p{…}
         yield f"{shown}: must match {pattern}"
 
 

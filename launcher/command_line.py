@@ -84,7 +84,7 @@ def one_line_errors(code: int = 2) -> Iterator[None]:
         if not isinstance(error, expected):
             raise
         hints = [f"; {hint}" for word, hint in HINTS.items() if word in str(error)]
-        # The table of containers, in a RuntimeError, keeps its lines.
+        # A RuntimeError keeps its line breaks: it may contain the table of containers.
         message = str(error) if isinstance(error, RuntimeError) else " ".join(str(error).split())
         exit_with(f"{message}{''.join(hints)}", 2 if isinstance(error, ValueError) else code)
 

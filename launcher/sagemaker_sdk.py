@@ -1,6 +1,6 @@
 """The private and monkey-patched names of the SageMaker SDK (tested in test_sagemaker_sdk.py)."""
 
-# ruff: noqa: E402 - the SDK must be kept quiet before it is imported.
+# ruff: noqa: E402 - the SDK must be silenced before it is imported.
 
 import contextlib
 import logging

@@ -58,9 +58,10 @@ RUN_OPTIONS = ("seed_everything", "data", "model", "optimizer", "lr_scheduler", 
 class CLI(LightningCLI):
     """Parses the options and creates trainer, model and data module.
 
-    Invalid options exit with a one-line error.
-    The classes' defaults < the YAML file `defaults` < --config < SageMaker's folders < options on the command
-    line. Outside SageMaker, --config and the options count in the order given.
+    Invalid options end the program with a one-line error.
+    Precedence, from lowest to highest: the classes' defaults, the YAML file `defaults`, --config, SageMaker's
+    folders, options on the command line. Outside SageMaker, --config and the options are applied in the order
+    given.
 
     Args:
         defaults: YAML file with the defaults of the program.

@@ -1,4 +1,4 @@
-"""What this program uses of a data module."""
+"""Optional attributes and methods of a data module that this program uses."""
 
 from typing import Protocol
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-# Number of the random stream that shuffles; other uses of the same seed have other numbers.
+# ID of the random stream that shuffles; other uses of the same seed have other IDs.
 ORDER = 0
 
 

@@ -81,7 +81,7 @@ def logged_metrics(trainer: Trainer) -> dict[str, float]:
 
 
 def num_samples_per_batch(trainer: Trainer) -> int:
-    """Returns the samples of a batch on all ranks together, or 0 if a loader has no batch size."""
+    """Returns the number of samples per batch over all ranks, or 0 if a loader has no batch size."""
     sizes = []
     for loader in loaders(trainer):
         # A loader with its own batch sampler has the batch size only there.

@@ -230,10 +230,7 @@ class StopSignal:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def all_reduce(self, trainer: Trainer, is_late: bool = False) -> tuple[int, bool]:
-        """Returns the signal that any rank has received, or 0, and whether a checkpoint is late.
-
-        It is late if it is late by the clock of any rank.
-        """
+        """Returns the signal that any rank has received, or 0, and whether a checkpoint is late on any rank's clock."""
         flags, work = torch.tensor([self.signum, int(is_late)]), None
         if trainer.world_size > 1:
             if self._group is None:
@@ -249,7 +246,7 @@ class StopSignal:
 def batch_geometry(trainer: Trainer) -> str:
     """Returns the sizes of steps and epochs.
 
-    They must be equal for a run to resume from the position of another.
+    They must match those of the checkpoint for a run to resume from its position.
     """
     num_batches = trainer.num_training_batches
     num_per_step = trainer.accumulate_grad_batches
