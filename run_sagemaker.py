@@ -50,7 +50,7 @@ def read_options(args: list[str] | None = None) -> Namespace:
     key_values = {"nargs": "*", "action": "extend", "default": [], "type": key_value, "metavar": "NAME=value"}
 
     add = parser.add_argument_group("job", "Example: --job_name=my-job --hyperparams data.batch_size=128").add_argument
-    add("--hyperparams", **key_values, help="Options of train.py without dashes; NAME=null omits a default.")
+    add("--hyperparams", **key_values, help="Options of train.py without dashes; NAME=null removes a default.")
     add("--job_name", help="Name of the job in the cloud (default: image name and timestamp).")
     add("--wait", **BOOLEAN, default=True, help="Stream a cloud job's log; --wait=false returns at once.")
     add("--attach", metavar="JOB", help="Stream the log of a cloud job from its start to its end.")
@@ -59,9 +59,9 @@ def read_options(args: list[str] | None = None) -> Namespace:
 
     add = parser.add_argument_group("data", "Example: --input_path train=s3://bucket/train val=s3://...").add_argument
     paths = {"nargs": "+", "action": "extend", "type": channel, "metavar": "[NAME=]PATH"}
-    add("--input_path", **paths, help="Channels: folders (default: training=.cache), in the cloud S3 URIs.")
+    add("--input_path", **paths, help="Channels: local folders (default: training=.cache) or S3 URIs.")
     add("--output_path", default="output", help="Results: a local folder (default: output), or an S3 URI.")
-    add("--checkpoint_path", help="Folder of checkpoints, in the cloud an S3 URI; a repeated job resumes.")
+    add("--checkpoint_path", help="Checkpoints: a local folder or an S3 URI; a job that is run again resumes.")
 
     add = parser.add_argument_group("containers", "Example: --instance_type=local --instance_count=4").add_argument
     add("--instance_type", default="local_gpu", help="ml.*, or local or local_gpu (default: local_gpu).")
@@ -80,7 +80,7 @@ def read_options(args: list[str] | None = None) -> Namespace:
     add("--estimator", **key_values | {"type": yaml_key_value}, help="Other Estimator arguments, as YAML.")
 
     add = parser.add_argument_group("monitoring", "Example: --metrics train_loss val_acc").add_argument
-    add("--metrics", nargs="*", action="extend", help="Metrics that CloudWatch plots (default: losses, ...).")
+    add("--metrics", nargs="*", action="extend", help="Metrics in CloudWatch (default: losses, accuracies, speed).")
 
     options = parser.parse_args(args)
     options.input_path = options.input_path or [("training", ".cache")]
@@ -218,7 +218,7 @@ def follow_job(session: Any, job_name: str, options: Namespace) -> None:
 
     command = f"python run_sagemaker.py --region={session.boto_region_name}"
     command += f" --profile={options.profile}" if options.profile else ""
-    print(f"job {job_name} runs independently of this command. To follow or stop the job:")
+    print(f"Ending this command does not stop job {job_name}. To follow or stop it:")
     print(f"  {command} --attach={job_name}\n  {command} --stop={job_name}", flush=True)
     if options.wait:
         with one_line_errors(code=1):

@@ -24,10 +24,12 @@ case $region in None) region=us-east-1 ;; EU) region=eu-west-1 ;; esac
   fail "$bucket is in $region, but SageMaker reads only buckets in its own region, $AWS_REGION; set AWS_REGION=$region"
 
 file=$archive
+source=$archive
 remedy='delete it to download it again'
 if [[ ! -e $archive ]]; then
   command -v wget >/dev/null || fail "wget is not installed; install it, or put the archive into .cache yourself"
   file=$archive.$$
+  source=$url
   remedy='the download was discarded: try again later'
   trap 'rm -f "$file"' EXIT
   mkdir -p .cache
@@ -38,7 +40,7 @@ if [[ ! -e $archive ]]; then
 fi
 actual=$(python3 -c 'import hashlib, sys; print(hashlib.md5(open(sys.argv[1], "rb").read()).hexdigest())' "$file")
 [[ $actual == "$md5" ]] ||
-  fail "$archive has MD5 $actual, expected $md5; $remedy, or, if it is your own archive, set CIFAR10_MD5=$actual"
+  fail "$source has MD5 $actual, expected $md5; $remedy, or, if it is your own archive, set CIFAR10_MD5=$actual"
 [[ $file == "$archive" ]] || mv "$file" "$archive"
 
 if uploaded=$(aws s3api head-object --bucket "$bucket" --key "$key" --query Metadata.md5 --output text 2>&1); then

@@ -46,11 +46,11 @@ def read_cifar10(data_dir: Path, url: str = URL, verify: bool = True) -> tuple[T
         ValueError: If it is damaged, or not the official one.
     """
     archive = data_dir / CIFAR10.filename
-    is_missing = not archive.exists()
-    content = download(url, archive) if is_missing else archive.read_bytes()
+    source = archive if archive.exists() else url
+    content = archive.read_bytes() if source == archive else download(url, archive)
     if verify and (md5 := hashlib.md5(content).hexdigest()) != CIFAR10.tgz_md5:
-        raise ValueError(f"{url if is_missing else archive}: wrong MD5 {md5}; replace it, or pass --data.verify=false")
-    if is_missing:
+        raise ValueError(f"{source}: wrong MD5 {md5}; download it again, or pass --data.verify=false")
+    if source == url:
         write_atomically(content, archive)
     try:
         with tarfile.open(fileobj=io.BytesIO(content)) as tar:

@@ -14,7 +14,7 @@ fail_as() {
     *"Docker daemon"* | *"docker API"*) advice='; start Docker, or add your user to the docker group' ;;
     *xpired*) advice='; sign in to AWS again' ;;
     *InvalidClientTokenId* | *SignatureDoesNotMatch* | *UnrecognizedClient*) advice='; AWS rejected your credentials; check them with aws configure list' ;;
-    *AccessDenied* | *"(403)"* | *denied:*) advice='; check the policies in README.md, which allow only certain folders of your bucket' ;;
+    *AccessDenied* | *"(403)"* | *denied:*) advice='; check your permissions; docker/policies/*.json allow only certain folders of your bucket' ;;
     *"No module named"*) advice='; activate the virtual environment' ;;
     *NoSuchBucket*) advice='; create the bucket with aws s3 mb, or correct its name' ;;
   esac

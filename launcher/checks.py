@@ -35,7 +35,7 @@ def check_options(options: Any) -> None:
     if options.is_local:
         return
     if "/" not in options.image_uri:
-        raise ValueError(f"--image_uri={options.image_uri}: push an image, and pass $(docker/image-uri.sh)")
+        raise ValueError(f"--image_uri={options.image_uri}: not in ECR; push it, and pass $(docker/image-uri.sh)")
     if not (options.role or "").startswith("arn:"):  # the SDK would ask AWS for the ARN of a name
         raise ValueError(f"--role={options.role or ''}: expected the ARN of a SageMaker execution role; see README.md")
     for path in [*options.channels.values(), options.output_path, options.checkpoint_path or "s3://"]:

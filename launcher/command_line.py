@@ -14,7 +14,7 @@ import yaml
 HINTS = {
     "locate credentials": "run `aws configure` or `aws sso login`, or set AWS_PROFILE",
     "xpired": "log in again, for example with `aws sso login`",
-    "AccessDenied": "check the policies in README.md, which allow only certain folders of your bucket",
+    "AccessDenied": "check your permissions; docker/policies/*.json allow only certain folders of your bucket",
     "ResourceLimitExceeded": "request a quota increase under Service Quotas, or wait until other jobs end",
     "CapacityError": "no capacity for this instance type: try later, or another type or region, or on demand",
 }
@@ -34,7 +34,7 @@ class Parser(ArgumentParser):
         names = [name for name, _ in pairs]
         for name in names:
             if name.endswith("+") and names.count(name) > 1:
-                self.error(f"--hyperparams {name}: given twice; list all in a YAML file in app/, and pass config=FILE")
+                self.error(f"--hyperparams {name}: given twice; pass config=FILE, a YAML file in app/ with the list")
         return dict(pairs)
 
 

@@ -21,7 +21,7 @@ def check_machine(options: Any) -> None:
     docker = output_of("docker", "version")
     if docker.returncode:
         reason = docker.stdout.strip().rpartition("\n")[2]
-        raise ValueError(f"Docker cannot be used: {reason}; start it, or give your user access; see README.md")
+        raise ValueError(f"Docker cannot be used: {reason}; install or start it, or give your user access to it")
     compose_command()
     image = options.image_uri
     if "/" not in image and output_of("docker", "image", "inspect", image).returncode:

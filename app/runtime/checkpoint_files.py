@@ -71,7 +71,7 @@ class CheckpointFiles(TorchCheckpointIO):
             self.error = None
         except OSError as error:
             self.error = error
-            warn(f"could not write {path} ({error}); for now, a run can only resume from an earlier one")
+            warn(f"could not write {path} ({error}); for now, this run can resume only from an earlier checkpoint")
 
     def remove_checkpoint(self, path: str | Path) -> None:
         # A resumed run still needs the best network until the next checkpoint refers to its successor.

@@ -41,7 +41,7 @@ def explain(message: str, options: list[str]) -> str:
         suggestion = f"did you mean {option.removesuffix(typo[1])}{similar[0]}?" if similar else ""
         return f"unknown option {option}; {suggestion or 'see --help, or --data.help=CLASS and --model.help=CLASS'}"
     message = re.sub(r'Parser key "([^"]+)"', lambda key: full_name(key[1]), message)
-    message = message.replace("the following arguments are required", "missing options of a class (as --data.NAME)")
+    message = message.replace("the following arguments are required", "missing arguments (pass as --model.NAME etc.)")
     kinds = re.findall(r"Expected a (?:<class '(?:\w+\.)*(\w+)|typing.Literal\[(.*?)\]|dot (import path))", message)
     if given := re.search(r"(?:Given|Got) value: (.*)", message):
         problem = re.search(r"^ {4}- (?!Expected a)(?:Problem with .*\s+)?(.+)", message, re.MULTILINE)

@@ -103,7 +103,7 @@ class Resume(callbacks.Checkpoint):
         rank, world_size = trainer.global_rank, trainer.world_size
         if state["batch_geometry"] != batch_geometry(trainer):
             difference = f"the checkpoint has {state['batch_geometry']}, but this run has {batch_geometry(trainer)}"
-            raise CoordinatedExit(f"{difference}; adapt --data.batch_size, or pass --ckpt_path=none", 2)
+            raise CoordinatedExit(f"{difference}; change --data.batch_size, or pass --ckpt_path=none", 2)
         has_same_ranks = len(ranks) == world_size
         if not has_same_ranks and trainer.is_global_zero:
             print(f"resuming with world size {world_size} instead of {len(ranks)}: not bit-exact", flush=True)

@@ -95,7 +95,7 @@ def test_a_missing_permission_is_reported_with_the_policies_to_attach(account):
     newcomer = account.person("newcomer", policy("sts:*", "s3:*"))
     with account.enforce_policies():
         line = launch_error(environment=newcomer)
-    assert re.match(".*(AccessDenied|not authorized).*CreateTrainingJob.*; check the policies in README.md", line)
+    assert re.match(".*(AccessDenied|not authorized).*CreateTrainingJob.*; check your permissions", line)
 
 
 @pytest.mark.slow

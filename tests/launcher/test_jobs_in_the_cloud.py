@@ -88,7 +88,7 @@ def test_without_waiting_the_launcher_prints_how_to_attach_to_and_stop_the_job(a
     assert result.stdout == (
         "the job uses up to 3 instance-hours, and needs "
         'a quota "ml.g4dn.12xlarge for training job usage" of at least 2\n'
-        "job my-job runs independently of this command. To follow or stop the job:\n"
+        "Ending this command does not stop job my-job. To follow or stop it:\n"
         f"{command} --attach=my-job\n{command} --stop=my-job\n"
     )
     assert account.client("sagemaker").describe_training_job(TrainingJobName="my-job")

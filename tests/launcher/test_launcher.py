@@ -118,7 +118,7 @@ def test_a_wrong_option_is_reported_at_once_in_one_line(laptop, option, line):
 @pytest.mark.parametrize(
     "options, line",
     [
-        (LOCAL, "Docker cannot be used: docker is not installed; start it, or give your user access; see README.md"),
+        (LOCAL, "Docker cannot be used: docker is not installed; install or start it, or give your user access to it"),
         (
             (),
             "--instance_type=local_gpu finds no GPU; use --instance_type=local, and train on the CPU with "

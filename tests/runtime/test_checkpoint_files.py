@@ -180,7 +180,7 @@ def test_a_full_disk_is_reported_and_saving_is_retried(tmp_path, small_disk):
     options = (*TEN_SLOW_EPOCHS, f"--checkpoint.dirpath={small_disk}", "--model_dir=.")
     with training(*options, cwd=tmp_path) as (process, log):
         wait_until(lambda: "could not write" in log(), process, log=log)
-        wait_until(lambda: "; for now, a run can only resume" in log(), process, log=log)
+        wait_until(lambda: "; for now, this run can resume only" in log(), process, log=log)
         (small_disk / "filler").unlink()
         assert process.wait(120) == 0
     assert last_checkpoint(small_disk).name == "last-step=160.ckpt"

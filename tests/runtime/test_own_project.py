@@ -70,7 +70,7 @@ def test_an_ignored_optimizer_option_is_reported(finished, kind):
 def test_without_val_loss_the_last_network_is_exported_with_a_warning(finished, kind):
     folder, result = finished(kind)
     line = "train.py: warning: using the final weights instead of the best: "
-    line += "none was saved; the module must log val_loss, or set --checkpoint.monitor\n"
+    line += "no checkpoint of it exists; log val_loss, or set --checkpoint.monitor\n"
     has_none = "val_loss" not in KINDS[kind][2]
     assert result.stderr.count(line) == has_none
     if has_none:
@@ -144,7 +144,7 @@ def test_two_processes_train_a_custom_project(tmp_path):
             ["--model.width=3", "--model=glyph_net.GlyphNet"],
             "unknown option --model.width; see --help, or --data.help=CLASS and --model.help=CLASS",
         ),
-        (["--lr_scheduler=StepLR"], "missing options of a class (as --data.NAME): step_size"),
+        (["--lr_scheduler=StepLR"], "missing arguments (pass as --model.NAME etc.): step_size"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -111,7 +111,7 @@ def test_a_different_number_of_samples_per_step_is_rejected(tmp_path):
     line = train(*CHECKPOINTED_RUN, "--data.batch_size=16", cwd=tmp_path, code=2).stderr.splitlines()[-1]
     assert line == (
         "train.py: error: the checkpoint has 32 samples per step, 16 batches per epoch, but this run has "
-        "16 samples per step, 32 batches per epoch; adapt --data.batch_size, or pass --ckpt_path=none"
+        "16 samples per step, 32 batches per epoch; change --data.batch_size, or pass --ckpt_path=none"
     )
 
 

@@ -123,7 +123,7 @@ def test_resuming_with_a_different_batch_size_is_rejected(tmp_path):
     stderr = train(*options, "--ckpt_path=last", cwd=tmp_path, code=2).stderr
     assert stderr.splitlines()[-1] == (
         "train.py: error: the checkpoint has 10 batches per epoch, 1 batches per step, 1 processes, but this run has "
-        "12 batches per epoch, 1 batches per step, 1 processes; adapt --data.batch_size, or pass --ckpt_path=none"
+        "12 batches per epoch, 1 batches per step, 1 processes; change --data.batch_size, or pass --ckpt_path=none"
     )
     path = "logs/checkpoints/last-step=16.ckpt"
     line = f"skipping {path}: has a different data batch_size (--ckpt_path={path} resumes from it); this run will "
@@ -134,7 +134,7 @@ def test_resuming_with_a_different_batch_size_is_rejected(tmp_path):
 def test_resuming_on_a_different_number_of_processes_is_rejected(tmp_path):
     interrupt(*GLYPHS, *THREE_EPOCHS, cwd=tmp_path, step=17)
     result = train(*GLYPHS, *THREE_EPOCHS, "--trainer.devices=2", cwd=tmp_path, code=2)
-    line = r"the checkpoint has .*1 processes, but this run has .*2 processes; adapt --data.batch_size, or pass"
+    line = r"the checkpoint has .*1 processes, but this run has .*2 processes; change --data.batch_size, or pass"
     assert re.search(line, result.stderr)
 
 
