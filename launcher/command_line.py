@@ -1,4 +1,4 @@
-"""Parses options, and ends the program with one line on stderr if anything goes wrong."""
+"""Parses options, and ends the program with a short message on stderr if an expected error occurs."""
 
 import contextlib
 import re
@@ -70,7 +70,7 @@ def channel(text: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def one_line_errors(code: int = 2) -> Iterator[None]:
-    """Turns exceptions into one line and an exit code.
+    """Turns expected exceptions into a message on stderr and an exit code; others keep their traceback.
 
     The code is 2 for wrong input, and `code` for errors of AWS or Docker.
     """

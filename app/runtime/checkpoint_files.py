@@ -78,13 +78,13 @@ class CheckpointFiles(TorchCheckpointIO):
         self._superseded.setdefault(Path(path), time.monotonic())
 
     def paths(self) -> list[Path]:
-        """Returns all checkpoints in the folder, including those of earlier runs, the highest step first."""
+        """Returns all files last-step=….ckpt, including those of earlier runs, the highest step first."""
         steps = {path: path.stem.removeprefix("last-step=") for path in self.folder.glob("last-step=*.ckpt")}
         numbered = [path for path, step in steps.items() if step.isdigit()]
         return sorted(numbered, key=lambda path: int(steps[path]), reverse=True)
 
     def keep(self, path: Path) -> None:
-        """Keeps a new checkpoint and the one before; deletes all others, in SageMaker after a while."""
+        """Keeps a new last-step=….ckpt and the one before; deletes all others, in SageMaker after a while."""
         self.kept = [*self.kept, path][-2:]
         for other in set(self.paths()) - set(self.kept):
             self.remove_checkpoint(other)
@@ -132,7 +132,7 @@ class CheckpointFiles(TorchCheckpointIO):
             except ValueError as error:
                 if ckpt_path not in (None, "last"):
                     raise ValueError(f"--ckpt_path: {error}") from error
-                print(f"skipping {error}; this run will delete it after its first step", flush=True)
+                print(f"skipping {error}; this run will delete it when it saves a checkpoint", flush=True)
         if ckpt_path == "last":
             raise ValueError("--ckpt_path=last: no checkpoint to resume from in --checkpoint.dirpath")
         return None

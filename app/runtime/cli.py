@@ -175,7 +175,7 @@ class CLI(LightningCLI):
         return {re.sub(r"\W(init_args\W)?", " ", key): value for key, value in values.items()}
 
     def _check_before_training(self) -> None:
-        """Checks folders and data before anything is written, and finds the checkpoint to resume from."""
+        """Checks folders and data before training, and finds the checkpoint to resume from."""
         for folder in filter(None, [self.config.checkpoint.dirpath, self.config.model_dir]):
             check_writable(folder)
         # Lightning has no global rank yet.

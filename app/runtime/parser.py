@@ -1,6 +1,6 @@
 """A parser that reports in one line what jsonargparse reports in many.
 
-All uses of jsonargparse's private names are here.
+All code that depends on the wording of jsonargparse's messages is here.
 """
 
 import difflib

@@ -73,7 +73,7 @@ def test_a_run_with_a_different_network_or_options_does_not_resume(tmp_path):
     stdout = train(*CHECKPOINTED_RUN, "--optimizer.lr=0.1", cwd=tmp_path).stdout
     path = "logs/checkpoints/last-step=21.ckpt"
     reason = f"has a different optimizer lr (--ckpt_path={path} resumes from it)"
-    assert f"skipping {path}: {reason}; this run will delete it after its first step\n" in stdout
+    assert f"skipping {path}: {reason}; this run will delete it when it saves a checkpoint\n" in stdout
     interrupt(*CHECKPOINTED_RUN, cwd=tmp_path, step=23)
     options = ("--model=tiny.Dropout", "--ckpt_path=logs/checkpoints/last-step=21.ckpt")
     stderr = train(*CHECKPOINTED_RUN, *options, cwd=tmp_path, code=2).stderr
