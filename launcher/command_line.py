@@ -80,7 +80,7 @@ def one_line_errors(code: int = 2) -> Iterator[None]:
         from boto3.exceptions import Boto3Error  # takes longer to import than --help to print
         from botocore.exceptions import BotoCoreError, ClientError
 
-        expected = (ValueError, RuntimeError, yaml.YAMLError, BotoCoreError, Boto3Error, ClientError)
+        expected = (ValueError, RuntimeError, OSError, yaml.YAMLError, BotoCoreError, Boto3Error, ClientError)
         if not isinstance(error, expected):
             raise
         hints = [f"; {hint}" for word, hint in HINTS.items() if word in str(error)]

@@ -186,8 +186,8 @@ def load_compatible(path: Path, model: LightningModule, options: dict[str, Any])
 
 def has_same_shapes(saved: dict[str, Any], model: LightningModule) -> bool:
     """Returns whether a module can load saved weights, as far as this is known before training."""
-    is_lazily_built = any(is_lazy(weight) for weight in model.parameters())
-    if is_lazily_built or is_overridden("configure_model", model) or is_overridden("setup", model):
+    may_change = any(is_overridden(hook, model) for hook in ("configure_model", "setup", "on_load_checkpoint"))
+    if may_change or any(is_lazy(weight) for weight in model.parameters()):
         return True
     weights = model.state_dict()
     if model.strict_loading and saved.keys() != weights.keys():

@@ -13,6 +13,7 @@ from runs.launcher import CLOUD, cloud, rejection
 from runs.launches import offline, preview
 from runs.programs import ROOT
 
+from launcher.command_line import one_line_errors
 from run_sagemaker import LOG_DIR, make_estimator, read_options
 
 pytestmark = pytest.mark.usefixtures(offline.__name__)
@@ -207,3 +208,14 @@ def test_only_code_is_uploaded(tmp_path, monkeypatch):
     copied = {str(path.relative_to(tmp_path / "copy/app")) for path in (tmp_path / "copy/app").rglob("*.*")}
     assert copied == {"train.py", "linked.py", "net/weights.yaml"}
     assert not (tmp_path / "copy/app/linked.py").is_symlink()
+
+
+def test_a_broken_link_in_app_is_reported_in_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/weights.pt").symlink_to("missing.pt")
+    monkeypatch.setattr("run_sagemaker.APP_DIR", tmp_path / "app")
+    with pytest.raises(SystemExit) as stopped, one_line_errors():
+        make_estimator(read_options(list(CLOUD)), None, tmp_path / "copy")
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"error: .*No such file or directory: '.*/app/weights\.pt'", line)

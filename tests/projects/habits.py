@@ -24,6 +24,22 @@ class Adjustable(ReturnsTensor):
         return torch.optim.SGD(self.parameters(), lr=self.lr)
 
 
+class GrowingMemory(ReturnsTensor):
+    """A module with a buffer that grows in each step, and is resized before its weights are loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("memory", torch.zeros(0))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.memory = torch.cat([self.memory, loss.detach().view(1)])
+        return loss
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.memory = torch.zeros_like(checkpoint["state_dict"]["memory"])
+
+
 class BestInTheMiddle(ReturnsTensor):
     """A module whose second of four validations in an epoch is the best."""
 

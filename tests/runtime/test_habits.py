@@ -47,6 +47,12 @@ def test_a_module_that_saves_a_part_of_its_weights_is_trained_and_resumed(tmp_pa
     assert {"layer.weight", "frozen.weight"} <= exported_weights(tmp_path).keys()
 
 
+def test_a_module_that_resizes_a_buffer_before_loading_resumes_bit_exactly(tmp_path):
+    options = ("--model=habits.GrowingMemory", STATEFUL, "--trainer.max_epochs=2", EVERY_3_STEPS)
+    assert_resumes_bit_exactly(tmp_path, *options, step=17)
+    assert len(exported_weights(tmp_path / "interrupted")["memory"]) == 20
+
+
 @pytest.mark.slow
 def test_lazy_and_compiled_layers_are_trained_resumed_and_exported_by_their_names(tmp_path):
     options = ("--model=habits.Lazy", STATEFUL, "--trainer.max_epochs=2", EVERY_3_STEPS)
