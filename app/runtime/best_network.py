@@ -55,7 +55,7 @@ class BestNetwork(ModelCheckpoint):
         if trainer.is_global_zero and not trainer.fast_dev_run:
             try:
                 if not self.best_model_path:
-                    raise ValueError(f"no checkpoint of it exists; log {self.monitor}, or set --checkpoint.monitor")
+                    raise ValueError(f"no best checkpoint exists; log {self.monitor}, or set --checkpoint.monitor")
                 checkpoint = read_checkpoint(Path(self.best_model_path))
                 model.on_load_checkpoint(checkpoint)
                 model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)

@@ -131,8 +131,8 @@ class CheckpointFiles(TorchCheckpointIO):
                 return saved
             except ValueError as error:
                 if ckpt_path not in (None, "last"):
-                    raise ValueError(f"--ckpt_path: {error}") from error
-                print(f"skipping {error}; this run will delete it when it saves a checkpoint", flush=True)
+                    raise ValueError(f"--ckpt_path={path}: {error}") from error
+                print(f"skipping {path}: {error}; this run will delete it when it saves a checkpoint", flush=True)
         if ckpt_path == "last":
             raise ValueError("--ckpt_path=last: no checkpoint to resume from in --checkpoint.dirpath")
         return None
@@ -154,7 +154,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 raise ValueError(f"checksum mismatch in {member}")
         return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # a damaged file can raise anything
-        raise ValueError(f"{path}: not a readable checkpoint of train.py ({str(error)[:200]})") from error
+        raise ValueError(f"{path.name} is not a readable checkpoint of train.py ({str(error)[:200]})") from error
 
 
 def belongs_to_this_job(path: Path) -> bool:
@@ -170,13 +170,13 @@ def load_compatible(path: Path, model: LightningModule, options: dict[str, Any])
     """
     checkpoint = read_checkpoint(path)
     if "resume" not in checkpoint:
-        raise ValueError(f"{path}: not a checkpoint of train.py")
+        raise ValueError("not a checkpoint of train.py")
     if not has_same_shapes(checkpoint["state_dict"], model):
-        raise ValueError(f"{path}: has different parameter names or shapes than this network")
+        raise ValueError("has different parameter names or shapes than this network")
     saved = checkpoint["resume"]["options"] if options else {}
     different = sorted(name for name in saved | options if saved.get(name) != options.get(name))
     if different:
-        raise ValueError(f"{path}: has a different {', '.join(different)} (--ckpt_path={path} resumes from it)")
+        raise ValueError(f"has a different {', '.join(different)} (--ckpt_path={path} resumes from it)")
     # SageMaker copies in any order: if the best network is missing, an older checkpoint may be complete.
     best = checkpoint["resume"]["best"]
     if best and options and in_sagemaker():

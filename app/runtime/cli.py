@@ -131,7 +131,7 @@ class CLI(LightningCLI):
         has_own = self.model_class.configure_optimizers is not LightningModule.configure_optimizers
         self.auto_configure_optimizers = not has_own
         if has_own and local_rank() == 0:
-            print(f"{self.model_class.__name__} has its own optimizer and scheduler; ignoring --optimizer", flush=True)
+            print(f"{self.model_class.__name__} has an optimizer; ignoring --optimizer and --lr_scheduler", flush=True)
 
     def configure_optimizers(self, module: LightningModule, optimizer: Optimizer, lr_scheduler: Any = None) -> Any:
         if lr_scheduler is None:
@@ -254,5 +254,5 @@ def check_devices(accelerator: str, devices: Any) -> None:
     has_gpu = accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
     if not has_gpu and (accelerator in ("gpu", "cuda") or str(devices) == "-1"):
         options = f"--trainer.accelerator={accelerator} --trainer.devices={devices}"
-        reason = f"torch {torch.__version__} finds no GPU to use (torch.version.cuda is {torch.version.cuda})"
+        reason = f"torch {torch.__version__} finds no GPU for this accelerator ({torch.version.cuda=})"
         raise ValueError(f"{options}: {reason}; train on the CPU with --trainer.accelerator=cpu --trainer.devices=1")

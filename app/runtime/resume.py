@@ -86,7 +86,7 @@ class Resume(callbacks.Checkpoint):
         private_lightning.skip_signal_broadcast(trainer)
         self._last_time = time.monotonic()
         if trainer.is_global_zero and not private_lightning.loaders_are_stateful(trainer):
-            print("the training loader is not stateful: a resumed run repeats the interrupted epoch", flush=True)
+            print("the training loader cannot resume mid-epoch: resumed runs repeat the interrupted epoch", flush=True)
         inexact = [type(each).__name__ for each in trainer.callbacks if isinstance(each, INEXACT_CALLBACKS)]
         if trainer.is_global_zero and inexact:
             print(f"{', '.join(inexact)} cannot be restored completely: a resumed run is not bit-exact", flush=True)

@@ -126,7 +126,7 @@ def test_an_outdated_driver_is_reported_with_its_version(tmp_path_factory, tmp_p
         "--trainer.accelerator=gpu", cwd=tmp_path, env=environment, code=2
     ).stderr.splitlines()
     assert "too old (found version 11040)" in warning
-    assert f"torch.version.cuda is {torch.version.cuda}" in line
+    assert f"{torch.version.cuda=}" in line
 
 
 @pytest.mark.parametrize("option", ["--logger.save_dir", "--checkpoint.dirpath", "--model_dir"])

@@ -35,7 +35,8 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(uninterru
         content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     stdout = train(*CHECKPOINTED_RUN, cwd=tmp_path).stdout
-    assert stdout.startswith("skipping logs/checkpoints/last-step=21.ckpt: not a readable checkpoint of train.py (")
+    reason = "last-step=21.ckpt is not a readable checkpoint of train.py ("
+    assert stdout.startswith(f"skipping logs/checkpoints/last-step=21.ckpt: {reason}")
     assert "resuming from logs/checkpoints/last-step=16.ckpt, step 16 in epoch 1\n" in stdout
     assert_same_final_state(uninterrupted, tmp_path)
 
@@ -75,10 +76,10 @@ def test_a_run_with_a_different_network_or_options_does_not_resume(tmp_path):
     reason = f"has a different optimizer lr (--ckpt_path={path} resumes from it)"
     assert f"skipping {path}: {reason}; this run will delete it when it saves a checkpoint\n" in stdout
     interrupt(*CHECKPOINTED_RUN, cwd=tmp_path, step=23)
-    options = ("--model=tiny.Dropout", "--ckpt_path=logs/checkpoints/last-step=21.ckpt")
+    options = ("--model=tiny.Dropout", f"--ckpt_path={path}")
     stderr = train(*CHECKPOINTED_RUN, *options, cwd=tmp_path, code=2).stderr
-    reason = "logs/checkpoints/last-step=21.ckpt: has different parameter names or shapes than this network"
-    assert stderr == f"train.py: error: --ckpt_path: {reason}\n"
+    reason = "has different parameter names or shapes than this network"
+    assert stderr == f"train.py: error: --ckpt_path={path}: {reason}\n"
 
 
 def test_ckpt_path_none_starts_from_scratch_and_a_finished_run_is_not_resumed(uninterrupted, tmp_path):
@@ -103,6 +104,7 @@ def test_a_checkpoint_without_its_best_network_is_not_resumed_from(tmp_path, job
     interrupt(*CHECKPOINTED_RUN, cwd=tmp_path, step=23, env=job)
     (tmp_path / "checkpoints/epoch=0-step=16.ckpt").unlink()
     result = train(*CHECKPOINTED_RUN, cwd=tmp_path, env=job)
+    assert "/last-step=21.ckpt: epoch=0-step=16.ckpt is not a readable checkpoint of train.py" in result.stdout
     assert "resuming from" in result.stdout and "/last-step=11.ckpt, step 11 in epoch 0\n" in result.stdout
     assert "using the final weights" not in result.stderr
 

@@ -16,7 +16,7 @@ from projects import Manual, NetworkAndHead, OneCycle, OnPlateau, Regression, Re
 from runs.interrupted import GLYPHS, options_of, train
 from runs.results import epoch_lines, exported_weights, last_checkpoint, scalars
 
-OWN_OPTIMIZER = " has its own optimizer and scheduler; ignoring --optimizer\n"
+OWN_OPTIMIZER = " has an optimizer; ignoring --optimizer and --lr_scheduler\n"
 KINDS = {  # module, data module, metrics in the line of each epoch, and the metric of the test, if any
     "returns a tensor": (ReturnsTensor, "PlainData", {"train_loss", "val_loss"}, "test_loss"),
     "returns a dict": (ReturnsDict, "PlainData", {"train_loss", "val_loss", "val_acc"}, "test_loss"),
@@ -70,7 +70,7 @@ def test_an_ignored_optimizer_option_is_reported(finished, kind):
 def test_without_val_loss_the_last_network_is_exported_with_a_warning(finished, kind):
     folder, result = finished(kind)
     line = "train.py: warning: using the final weights instead of the best: "
-    line += "no checkpoint of it exists; log val_loss, or set --checkpoint.monitor\n"
+    line += "no best checkpoint exists; log val_loss, or set --checkpoint.monitor\n"
     has_none = "val_loss" not in KINDS[kind][2]
     assert result.stderr.count(line) == has_none
     if has_none:

@@ -20,7 +20,7 @@ from runs.interrupted import (
 from runs.results import last_checkpoint, samples
 
 PLAIN, STATEFUL = "--data=projects.PlainData", "--data=projects.StatefulData"
-NOT_STATEFUL = "the training loader is not stateful: a resumed run repeats the interrupted epoch"
+NOT_STATEFUL = "the training loader cannot resume mid-epoch: resumed runs repeat the interrupted epoch"
 
 
 @pytest.mark.parametrize(
