@@ -16,7 +16,7 @@ from torch.distributed import DistError
 
 
 class CoordinatedExit(Exception):
-    """CoordinatedExit(reason, exit code): raised on every rank after the same step, or on rank 0 at the end."""
+    """CoordinatedExit(reason, exit code): raised on every rank at the same point of the run, or on rank 0 at the end."""
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ INEXACT_CALLBACKS = (callbacks.BaseFinetuning, callbacks.ModelPruning, callbacks
 class Resume(callbacks.Checkpoint):
     """Saves checkpoints from which a run can resume, and resumes from them. Only rank 0 has the files.
 
-    A checkpoint is saved at the end of each epoch and of the run. If a run can resume within an epoch, one is
+    A checkpoint is saved at the end of each epoch and of training. If a run can resume within an epoch, one is
     also saved after the first step, at intervals, and on a signal.
 
     Args:
