@@ -16,7 +16,7 @@ from torch.distributed import DistError
 
 
 class CoordinatedExit(Exception):
-    """CoordinatedExit(reason, exit code): raised on every rank at the same point of the run, or on rank 0 at the end."""
+    """CoordinatedExit(reason, exit code): raised on every rank at the same point of a run, or on rank 0 at its end."""
 
 
 @contextlib.contextmanager
