@@ -44,7 +44,7 @@ register_type(torch.device)  # otherwise the saved config of StochasticWeightAve
 torch.utils.deterministic.fill_uninitialized_memory = False
 
 CKPT_PATH = """Checkpoint to resume from: a path, `last` (the newest, even of a finished or different run), or
-`none`. By default, an interrupted run with the same data, model and optimizer is resumed."""
+`none`. By default, an interrupted run with the same data, model, optimizer, scheduler and seed is resumed."""
 # Former names of options, which keep working.
 NEW_NAMES = {
     "--trainer.weights_save_path": "--checkpoint.dirpath",
