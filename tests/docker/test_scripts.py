@@ -125,7 +125,7 @@ class TestEveryScriptReportsInOneLineThat:
 )
 def test_a_missing_permission_is_reported_with_the_policy_that_has_it(project, command, action, person_without):
     line = project.error_line(*command, **person_without(action))
-    assert "AccessDenied" in line and line.endswith("which allow only certain folders of your bucket")
+    assert "AccessDenied" in line and line.endswith("allow only certain folders of your bucket")
 
 
 @pytest.mark.parametrize("command", [BUILD, PUSH])
