@@ -168,7 +168,7 @@ def make_estimator(options: Namespace, session: Any, folder: Path) -> Any:
         "tensorboard_output_config": log_config,
         "sagemaker_session": make_session(session, str(folder) if options.is_local else ""),
         # A separate folder for each launch: the code is uploaded before SageMaker can reject a job name that
-        # exists.
+        # is already in use.
         "code_location": None if options.is_local else f"{as_uri(options.output_path)}/{folder.name}",
         "container_log_level": logging.WARNING,
         "debugger_hook_config": False,

@@ -54,7 +54,7 @@ class CheckpointFiles(TorchCheckpointIO):
         path = self.folder / f".lock{PARTIAL}"
         with contextlib.suppress(OSError):  # a full disk, or a file system without locks
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Closing the file would end the lock.
+            # Closing the file would release the lock.
             self._lock = self._lock or open(path, "a", buffering=1)  # noqa: SIM115
             try:
                 fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

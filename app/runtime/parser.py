@@ -15,7 +15,7 @@ from runtime.errors import exit_with
 
 
 class Parser(LightningArgumentParser):
-    """A LightningArgumentParser with errors of one line.
+    """A LightningArgumentParser with one-line error messages.
 
     They name the option, the value, and what is allowed.
     """

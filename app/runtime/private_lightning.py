@@ -143,7 +143,7 @@ def restore_loop_state(trainer: Trainer, is_between_steps: bool, states: list | 
             _set_sampler_epoch(loader, trainer.current_epoch)
             if state is not None:
                 loader.load_state_dict(state)
-        if trainer.num_training_batches != float("inf"):  # otherwise a prefetched batch is lost
+        if trainer.num_training_batches != float("inf"):  # without a length, iter() would drop a prefetched batch
             iter(loop._data_fetcher)
 
 
@@ -183,7 +183,7 @@ class ResumedResults(_ResultCollection):
         super().__setitem__(key, result)
 
     def reset(self, metrics: bool | None = None, fx: str | None = None) -> None:
-        if fx is None:  # the end of the epoch; with a name, it is the first `self.log` in that hook
+        if fx is None:  # the end of the epoch; with a hook's name, the hook's first `self.log`
             self.sums = []
         super().reset(metrics, fx)
 
