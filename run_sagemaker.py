@@ -185,7 +185,8 @@ def make_estimator(options: Namespace, session: Any, folder: Path) -> Any:
 def inputs(options: Namespace) -> dict[str, str]:
     """Returns the URIs of the channels.
 
-    In a container, the channel NAME is the folder /opt/ml/input/data/NAME; SM_CHANNEL_<NAME> contains its path.
+    In a container, the channel NAME is the folder /opt/ml/input/data/NAME, and SM_CHANNEL_<NAME> contains its
+    path.
     """
     return {name: as_uri(path, "/") for name, path in options.channels.items()}
 

@@ -28,7 +28,8 @@ class CIFAR10DataModule(LightningDataModule):
         val_split: Number of training images held out for validation, from 0 to 49,999.
         augment: Pad training images with black, crop them at random positions, and flip half of them
             horizontally.
-        padding: Pixels of padding on each side: 4 as in He et al. 2015, section 4.2; use fewer for short runs.
+        padding: Pixels of padding on each side: 4 as in He et al. 2015, section 4.2; use fewer for short
+            runs.
         seed: Seed of the validation split, the shuffling, the crops and the flips, at least 0.
         verify: Accept only an archive with CIFAR-10's official MD5 checksum.
         url: Address from which a missing archive is downloaded.
@@ -102,7 +103,8 @@ class CIFAR10DataModule(LightningDataModule):
         self.tensors["mean"] = torch.tensor(self.mean).view(-1, 1, 1) * 255
         self.tensors["std"] = torch.tensor(self.std).view(-1, 1, 1) * 255
         if self.augment:
-            # Storing mirrored images as well, 0.4 GB in total for CIFAR-10, is 1.6 times as fast as flipping batches.
+            # Storing mirrored images as well, 0.4 GB in total for CIFAR-10, is 1.6 times as fast as flipping
+            # batches.
             flips = torch.stack([self.tensors["train_images"], self.tensors["train_images"].flip(-1)])
             self.tensors["train_images"] = F.pad(flips, (self.padding,) * 4)
 

@@ -20,7 +20,10 @@ BATCHES = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
 
 
 def download(url: str, target: Path) -> bytes:
-    """Downloads `url` and returns its content, to be written to `target`; raises OSError if the download fails."""
+    """Downloads `url` and returns its content, to be written to `target`.
+
+    Raises OSError if the download fails.
+    """
     try:
         check_writable(str(target.parent))
         response = urllib.request.urlopen(url, timeout=30)

@@ -94,7 +94,8 @@ def violations(value: Any, shape: Any, field: str = "") -> Iterator[str]:
     size = value if isinstance(value, int) else len(value)
     shown = f"{field}={str(value)[:80]}"
     if not rules.get("min", size) <= size <= rules.get("max", size):
-        yield f"{shown}: value or length is {size}, expected {rules.get('min', 0)} to {rules.get('max', 'any number')}"
+        limits = f"{rules.get('min', 0)} to {rules.get('max', 'any number')}"
+        yield f"{shown}: value or length is {size}, expected {limits}"
     if value not in rules.get("enum", [value]):
         similar = [each for each in rules["enum"] if each.startswith(value[:5])]
         yield f"{shown}: expected one of {', '.join(similar or rules['enum'])}"

@@ -84,7 +84,10 @@ class CheckpointFiles(TorchCheckpointIO):
         return sorted(numbered, key=lambda path: int(steps[path]), reverse=True)
 
     def keep(self, path: Path) -> None:
-        """Keeps a new last-step=….ckpt and the one before; deletes all others, in SageMaker after a while."""
+        """Keeps a new last-step=….ckpt and the one before.
+
+        Deletes all others, in SageMaker after a while.
+        """
         self.kept = [*self.kept, path][-2:]
         for other in set(self.paths()) - set(self.kept):
             self.remove_checkpoint(other)

@@ -16,7 +16,10 @@ from torch.distributed import DistError
 
 
 class CoordinatedExit(Exception):
-    """CoordinatedExit(reason, exit code): raised on every rank at the same point of a run, or on rank 0 at its end."""
+    """CoordinatedExit(reason, exit code).
+
+    Raised on every rank at the same point of a run, or on rank 0 at its end.
+    """
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """All private names of Lightning that this package uses, each with its reason and a test.
 
-The tests are in test_private_names.py. Lightning 2.6 has no public hook between the end of a step and the fetch
-of the next batch, and no public way to resume from there with the loader's own position and the sums of the
-epoch.
+The tests are in test_private_names.py. Lightning 2.6 has no public hook between the end of a step and the
+fetch of the next batch, and no public way to resume from there with the loader's own position and the sums of
+the epoch.
 """
 
 from collections.abc import Callable
@@ -143,7 +143,8 @@ def restore_loop_state(trainer: Trainer, is_between_steps: bool, states: list | 
             _set_sampler_epoch(loader, trainer.current_epoch)
             if state is not None:
                 loader.load_state_dict(state)
-        if trainer.num_training_batches != float("inf"):  # without a length, iter() would drop a prefetched batch
+        # Without a length, iter() would drop a prefetched batch.
+        if trainer.num_training_batches != float("inf"):
             iter(loop._data_fetcher)
 
 

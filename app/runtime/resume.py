@@ -27,8 +27,8 @@ INEXACT_CALLBACKS = (callbacks.BaseFinetuning, callbacks.ModelPruning, callbacks
 class Resume(callbacks.Checkpoint):
     """Saves checkpoints from which a run can resume, and resumes from them. Only rank 0 has the files.
 
-    A checkpoint is saved at the end of each epoch and of training. If a run can resume within an epoch, one is
-    also saved after the first step, at intervals, and on a signal.
+    A checkpoint is saved at the end of each epoch and of training. If a run can resume within an epoch, one
+    is also saved after the first step, at intervals, and on a signal.
 
     Args:
         best: Callback that knows the file of the best network.
@@ -230,7 +230,10 @@ class StopSignal:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def all_reduce(self, trainer: Trainer, is_late: bool = False) -> tuple[int, bool]:
-        """Returns the signal that any rank has received, or 0, and whether a checkpoint is late on any rank's clock."""
+        """Returns the signal that any rank has received, or 0, and whether a checkpoint is late.
+
+        It is late if it is late on the clock of any rank.
+        """
         flags, work = torch.tensor([self.signum, int(is_late)]), None
         if trainer.world_size > 1:
             if self._group is None:
@@ -239,8 +242,7 @@ class StopSignal:
             (flags, work), self._pending = self._pending, (flags, work)
         if work is not None:
             work.wait()
-        signum, is_late = flags.tolist()
-        return signum, bool(is_late)
+        return int(flags[0]), bool(flags[1])
 
 
 def batch_geometry(trainer: Trainer) -> str:
