@@ -38,7 +38,6 @@ METRICS = ["train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_
 APP_DIR = Path(__file__).resolve().parent / "app"
 # May be data, results or credentials.
 NOT_CODE = shutil.ignore_patterns(".*", "__pycache__", "logs", "output", "*.ckpt")
-LOG_DIR = "/opt/ml/output/tensorboard"  # SageMaker copies this folder to S3 during the job
 
 
 def read_options(args: list[str] | None = None) -> Namespace:
@@ -49,16 +48,18 @@ def read_options(args: list[str] | None = None) -> Namespace:
     parser = Parser(usage=f"python run_sagemaker.py [options]\n\n{__doc__}", allow_abbrev=False)
     key_values = {"nargs": "*", "action": "extend", "default": [], "type": key_value, "metavar": "NAME=value"}
 
-    add = parser.add_argument_group("job", "Example: --job_name=my-job --hyperparams data.batch_size=128").add_argument
+    job = parser.add_argument_group("job", "Example: --job_name=my-job --hyperparams data.batch_size=128")
+    add = job.add_argument
     add("--hyperparams", **key_values, help="Options of train.py without dashes; NAME=null removes a default.")
     add("--job_name", help="Name of the job in the cloud (default: image name and timestamp).")
     add("--wait", **BOOLEAN, default=True, help="Stream a cloud job's log; --wait=false returns at once.")
+    add = job.add_mutually_exclusive_group().add_argument
     add("--attach", metavar="JOB", help="Stream the log of a cloud job from its start to its end.")
     add("--stop", metavar="JOB", help="Stop a job in the cloud. Its checkpoints in S3 are kept.")
     add("--dry_run", **BOOLEAN, default=False, help="Check options and print the request; send nothing.")
 
     add = parser.add_argument_group("data", "Example: --input_path train=s3://bucket/train val=s3://...").add_argument
-    paths = {"nargs": "+", "action": "extend", "type": channel, "metavar": "[NAME=]PATH"}
+    paths = {"nargs": "+", "action": "extend", "default": [], "type": channel, "metavar": "[NAME=]PATH"}
     add("--input_path", **paths, help="Channels: local folders (default: training=.cache) or S3 URIs.")
     add("--output_path", default="output", help="Results: a local folder (default: output), or an S3 URI.")
     add("--checkpoint_path", help="Checkpoints: a local folder or an S3 URI; a job that is run again resumes.")
@@ -83,10 +84,9 @@ def read_options(args: list[str] | None = None) -> Namespace:
     add("--metrics", nargs="*", action="extend", help="Metrics in CloudWatch (default: losses, accuracies, speed).")
 
     options = parser.parse_args(args)
-    options.input_path = options.input_path or [("training", ".cache")]
     options.metrics = METRICS if options.metrics is None else options.metrics
     options.is_local = options.instance_type in ("local", "local_gpu") and not (options.attach or options.stop)
-    options.channels = dict(options.input_path)
+    options.channels = dict(options.input_path) or {"training": ".cache"}
     if len(options.channels) < len(options.input_path):
         parser.error("--input_path: each channel needs a name of its own, as in train=s3://... val=s3://...")
     given = parser.last_values(options.hyperparams)
@@ -96,7 +96,8 @@ def read_options(args: list[str] | None = None) -> Namespace:
     save_dir = options.hyperparams.get("logger.save_dir", "")
     options.log_uri = save_dir if save_dir.startswith("s3://") else None
     if options.log_uri:
-        options.hyperparams["logger.save_dir"] = LOG_DIR
+        # SageMaker copies this folder to S3 during the job.
+        options.hyperparams["logger.save_dir"] = "/opt/ml/output/tensorboard"
     return options
 
 
@@ -140,7 +141,7 @@ def make_estimator(options: Namespace, session: Any, folder: Path) -> Any:
 
     Raises ValueError for an unknown or unsupported name in `--estimator`.
     """
-    if options.dry_run or (options.is_local and "s3://" not in f"{options.input_path} {options.output_path}"):
+    if options.dry_run or (options.is_local and "s3://" not in f"{options.channels} {options.output_path}"):
         os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # no credentials are needed
     # The SDK takes seconds to import.
     from launcher.sagemaker_sdk import PyTorch, TensorBoardOutputConfig, make_session

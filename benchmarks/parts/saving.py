@@ -6,7 +6,7 @@ from statistics import median
 from measuring import Result
 from our_trainer import time_train_py
 
-INTERVAL = 5  # minutes, the default of --checkpoint.every_n_minutes
+INTERVAL = 5  # minutes, the default of --resume.every_n_minutes
 
 
 def measure_saving() -> Iterator[Result]:

@@ -7,7 +7,7 @@ import pytest
 from runs.launcher import CLOUD, rejection
 
 from launcher.checks import check_options
-from run_sagemaker import DEFAULT_HYPERPARAMS, DEVICE_HYPERPARAMS, LOG_DIR, METRICS, read_options
+from run_sagemaker import DEFAULT_HYPERPARAMS, DEVICE_HYPERPARAMS, METRICS, read_options
 
 ALL_HYPERPARAMS = DEFAULT_HYPERPARAMS | DEVICE_HYPERPARAMS
 
@@ -49,7 +49,7 @@ def test_config_drops_all_default_hyperparameters_except_the_devices(args, hyper
 
 def test_a_log_in_s3_is_written_to_the_folder_that_sagemaker_uploads():
     options = read_options([*CLOUD, "--hyperparams", "logger.save_dir=s3://my-bucket/tensorboard"])
-    assert options.hyperparams["logger.save_dir"] == LOG_DIR == "/opt/ml/output/tensorboard"
+    assert options.hyperparams["logger.save_dir"] == "/opt/ml/output/tensorboard"
     check_options(options)
 
 
@@ -69,6 +69,8 @@ def test_a_log_in_a_folder_is_not_redirected():
         ("--hyperparams =1", "--hyperparams: =1: expected NAME=value; see --help"),
         ("--environment A", "--environment: A: expected NAME=value; see --help"),
         ("--estimator 'subnets=[a'", "while parsing a flow sequence .* \\[a "),
+        ("--stop=my-job --dry_run", "--dry_run: not allowed with argument --stop; see --help"),
+        ("--attach=my-job --stop=my-job", "--stop: not allowed with argument --attach; see --help"),
         ("--input_path a b", "--input_path: each channel needs a name of its own, as in train=s3"),
         ("--input_path a=b a=c", "--input_path: each channel needs a name of its own, as in train=s3"),
     ],

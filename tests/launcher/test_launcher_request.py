@@ -14,7 +14,7 @@ from runs.launches import offline, preview
 from runs.programs import ROOT
 
 from launcher.command_line import one_line_errors
-from run_sagemaker import LOG_DIR, make_estimator, read_options
+from run_sagemaker import make_estimator, read_options
 
 pytestmark = pytest.mark.usefixtures(offline.__name__)
 
@@ -158,7 +158,7 @@ def test_only_a_log_in_s3_sets_the_tensorboard_output_config():
     assert "TensorBoardOutputConfig" not in request_of()
     request = request_of("--hyperparams", "logger.save_dir=s3://my-bucket/tensorboard/")
     assert request["TensorBoardOutputConfig"] == {"S3OutputPath": "s3://my-bucket/tensorboard"}
-    assert request["HyperParameters"]["logger.save_dir"] == f'"{LOG_DIR}"'
+    assert request["HyperParameters"]["logger.save_dir"] == '"/opt/ml/output/tensorboard"'
 
 
 def test_tags_can_contain_letters_of_all_languages():
