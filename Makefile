@@ -32,7 +32,7 @@ check: .venv/installed-dev  ## Check the format and style of Python and shell co
 bench: .venv/installed-dev  ## Measure speed and memory compared with alternatives: all parts, or PART=...
 	$(BIN)/python benchmarks/bench.py $(PART)
 
-readme: .venv/installed-dev  ## Run the README's commands that show an output, and update it
+readme: .venv/installed-dev  ## Run the README's commands that show output, and update the README
 	PYTHONPATH=tests/support:examples/synthetic $(BIN)/python docs/update_readme.py
 
 record: .venv/installed  ## Record the data of a figure: NAME=defaults, fast or interruption

@@ -36,7 +36,7 @@ DEFAULT_HYPERPARAMS = {
 }
 METRICS = ["train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "images_per_second"]
 APP_DIR = Path(__file__).resolve().parent / "app"
-# May be data, results or credentials.
+# These may contain data, results or credentials.
 NOT_CODE = shutil.ignore_patterns(".*", "__pycache__", "logs", "output", "*.ckpt")
 
 

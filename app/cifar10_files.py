@@ -74,7 +74,7 @@ class ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         is_array = module.startswith("numpy") and name in ("_reconstruct", "ndarray", "dtype")
-        # With protocol 2, Python 3 writes bytes as a call of _codecs.encode.
+        # With protocol 2, Python 3 writes bytes as a call to _codecs.encode.
         if not is_array and (module, name) != ("_codecs", "encode"):
             raise pickle.UnpicklingError(f"contains {module}.{name}, expected arrays and labels only")
         return super().find_class(module, name)

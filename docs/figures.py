@@ -62,7 +62,7 @@ def learning_curves(results: dict[str, Result], colors: Colors) -> Drawing:
     for name, label, color in [("fast", "fast recipe", "orange"), ("defaults", "default ResNet-18", "blue")]:
         minutes = [epoch["training_seconds"] / 60 for epoch in results[name]["epochs"]]
         percents = [epoch["val_acc"] * 100 for epoch in results[name]["epochs"]]
-        test_accuracy = f"{results[name]['test_accuracy'] * 100:.1f} % test accuracy"
+        test_accuracy = f"{results[name]['test_accuracy'] * 100:.1f}% test accuracy"
         axes.plot(minutes, percents, "o-", color=colors[color], linewidth=2, clip_on=False)
         end = (minutes[-1], percents[-1])
         annotate(axes, label, end, (10, -8), color=colors[color], weight="bold")
@@ -72,7 +72,7 @@ def learning_curves(results: dict[str, Result], colors: Colors) -> Drawing:
     axes.set_xlabel(f"minutes of training on {hardware}")
     axes.set_xlim(0)
     axes.set_ymargin(0.1)
-    axes.yaxis.set_major_formatter("{x:g} %")
+    axes.yaxis.set_major_formatter("{x:g}%")
     return figure, heading, f"{'; '.join(descriptions)} of training on {hardware}."
 
 

@@ -1,4 +1,4 @@
-"""Runs the README's blocks of commands that show an output, and updates this output: `make readme`."""
+"""Runs the README's blocks of commands that show output, and updates this output: `make readme`."""
 
 from runs.tutorial import BLOCKS, PAGES, ROOT, run_block, same_lines
 

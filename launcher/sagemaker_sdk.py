@@ -60,7 +60,7 @@ def show_log(session: Session, job_name: str) -> None:
 
 
 def fit_in_containers(estimator: Any, inputs: dict[str, str], checkpoint_path: str | None) -> None:
-    """Trains in containers on this machine, which share the checkpoint folder; RuntimeError if one fails."""
+    """Trains in containers that share the checkpoint folder; raises RuntimeError if one fails."""
     Containers.checkpoint_path = checkpoint_path
     local_session._SageMakerContainer = Containers
     estimator.fit(inputs, wait=False)

@@ -66,7 +66,8 @@ class BestNetwork(ModelCheckpoint):
 def export_weights(trainer: Trainer, model: LightningModule, path: Path) -> None:
     """Writes the weights of a module, on the CPU, for `torch.load(path, weights_only=True)`.
 
-    If the module has no parameters but those of its attribute `network`, they are named as in that network.
+    If the module has no parameters other than those of its attribute `network`, they are named as in that
+    network.
     """
     if trainer.is_global_zero and not trainer.fast_dev_run:
         weights = move_data_to_device(model.state_dict(), torch.device("cpu"))

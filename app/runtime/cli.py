@@ -32,14 +32,14 @@ from runtime.tensorboard_log import TensorBoardLog
 # Lightning's tips would bury our one-line messages.
 for name in ("lightning_fabric.utilities", "pytorch_lightning.utilities.rank_zero"):
     logging.getLogger(name).setLevel(logging.WARNING)
-# These warnings are about Lightning's own code, or about what is intended.
+# These warnings are about Lightning's own code, or about intended behavior.
 warnings.filterwarnings("ignore", module=r"pytorch_lightning\.(utilities\._pytree|.*logger_connector\.result)")
 for text in ("Checkpoint directory .* is not empty", "Total length of `list`", "Precision .* model summary"):
     warnings.filterwarnings("ignore", message=text)
 
 register_type(torch.device)  # otherwise the saved config of StochasticWeightAveraging is invalid
 
-# Deterministic mode also fills uninitialized memory, for debugging, which costs 4 % of ResNet-18's step on
+# Deterministic mode also fills uninitialized memory, for debugging, which costs 4% of ResNet-18's step on
 # the CPU.
 torch.utils.deterministic.fill_uninitialized_memory = False
 
@@ -90,8 +90,8 @@ class CLI(LightningCLI):
         add("--ckpt_path", type=str | None, help=CKPT_PATH)
         add("--model_dir", type=str | None, help="Folder of model.pt (default: --checkpoint.dirpath).")
         add("--lr_scheduler_interval", type=Literal["epoch", "step"], default="epoch", help="When the scheduler steps.")
-        add("--resume.every_n_minutes", type=NonNegativeFloat, default=5.0, help="Mid-epoch checkpoints; 0 for none.")
-        add("--resume.every_n_steps", type=NonNegativeInt, default=0, help="Mid-epoch checkpoints; 0 for none.")
+        add("--resume.every_n_minutes", type=NonNegativeFloat, default=5.0, help="Checkpoint interval; 0 disables it.")
+        add("--resume.every_n_steps", type=NonNegativeInt, default=0, help="Checkpoint interval; 0 disables it.")
         add("--process_group_timeout", type=PositiveFloat, default=300.0, help="Seconds to wait for other ranks.")
 
     def parse_arguments(self, parser: Parser, args: Any) -> None:
@@ -217,7 +217,7 @@ def as_list(value: Any) -> list[Any]:
 def join_values(args: list[str]) -> list[str]:
     """Joins names and values, which SageMaker's toolkit separates.
 
-    Alone, a value like -1e-3 looks like an option.
+    A separate value like -1e-3 would look like an option.
     """
     is_split = len(args) % 2 == 0 and all(name.startswith("--") and "=" not in name for name in args[::2])
     if in_sagemaker() and is_split:
@@ -228,9 +228,8 @@ def join_values(args: list[str]) -> list[str]:
 def sagemaker_options() -> list[str]:
     """Returns options for the hosts and folders of a SageMaker job."""
     output = output_dir()
-    checkpoints = checkpoint_dir() or f"{output}/checkpoints"
     return [
-        f"--checkpoint.dirpath={checkpoints}",
+        f"--checkpoint.dirpath={checkpoint_dir() or f'{output}/checkpoints'}",
         f"--logger.save_dir={output}/tensorboard",
         f"--model_dir={model_dir()}",
         f"--trainer.num_nodes={len(hosts())}",
@@ -254,5 +253,6 @@ def check_devices(accelerator: str, devices: Any) -> None:
     has_gpu = accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
     if not has_gpu and (accelerator in ("gpu", "cuda") or str(devices) == "-1"):
         options = f"--trainer.accelerator={accelerator} --trainer.devices={devices}"
-        reason = f"torch {torch.__version__} finds no GPU for this accelerator ({torch.version.cuda=})"
+        reason = f"torch {torch.__version__} finds no GPU ({torch.version.cuda=})"
+        reason = "-1 selects all GPUs" if accelerator == "cpu" else reason
         raise ValueError(f"{options}: {reason}; train on the CPU with --trainer.accelerator=cpu --trainer.devices=1")

@@ -11,7 +11,8 @@ class DataModuleExtras(Protocol):
     Attributes:
         num_classes: Passed to a module that has an argument of this name; a class attribute.
         description: Name of the test data in the summary, such as "CIFAR-10".
-        samples_name: Plural of what a sample is, such as "images", for the logged `images_per_second`.
+        samples_name: Plural noun for the samples, such as "images", which names the logged
+            `images_per_second`.
         resume_safe_options: Constructor arguments that may differ when an interrupted run resumes; a class
             attribute.
     """

@@ -1,4 +1,4 @@
-"""How a run that fails reports the reason: one line on stderr, and an exit code."""
+"""How a failed run reports the reason: one line on stderr, and an exit code."""
 
 import contextlib
 import errno
@@ -26,8 +26,8 @@ class CoordinatedExit(Exception):
 def one_line_errors() -> Iterator[None]:
     """Turns exceptions into one line on stderr and an exit code, and reports them to SageMaker.
 
-    The exit code is 2 for wrong input or a full disk, 1 if the last checkpoint could not be written and for
-    other failures, 128 + n after signal n. After a CoordinatedExit, ranks other than local rank 0 exit
+    The exit code is 2 for wrong input or a full disk, 128 + n after signal n, and 1 for other failures, such
+    as a last checkpoint that could not be written. After a CoordinatedExit, ranks other than local rank 0 exit
     with 0. Unexpected exceptions keep their traceback.
     """
     try:

@@ -18,7 +18,8 @@ def seeded_generator(*key: int) -> torch.Generator:
 class IndexLoader:
     """Yields one int64 tensor of sample indices per batch: this rank's part of the global batch.
 
-    With the same global batch size, all batches of an epoch but the last are the same on any number of ranks.
+    With the same global batch size, all global batches of an epoch but the last are the same on any number
+    of ranks.
     No rank ever gets an empty batch. With a seed, the order changes every epoch, and up to 2 * world_size - 1
     samples are left out of each epoch, so that all ranks have batches of equal size, of at least two samples
     (unless batch_size is 1), as BatchNorm requires. Without a seed, each sample is yielded exactly once, by

@@ -30,7 +30,7 @@ class Parser(LightningArgumentParser):
 
 
 def explain(message: str, options: list[str]) -> str:
-    """Returns one line for a message of jsonargparse.
+    """Returns a message of jsonargparse as one line.
 
     Args:
         message: All of its lines.
@@ -55,7 +55,7 @@ def explain(message: str, options: list[str]) -> str:
 
 
 def explain_cause(error: Exception) -> str:
-    """Returns one line for an exception, with file and line if it is from the user's own code."""
+    """Describes an exception in one line, with file and line if it is from the user's own code."""
     cause = unwrap(error)
     frames = [each for each in extract_tb(cause.__traceback__) if "site-packages" not in each.filename]
     if cause is error or not frames:

@@ -106,7 +106,7 @@ def loaders_are_stateful(trainer: Trainer) -> bool:
         is_reproducible = not any(isinstance(sampler, REORDERING_SAMPLERS) for sampler in samplers)
         if not (is_reproducible and isinstance(loader, _Stateful)):
             return False
-    # Without a length, Lightning fetches a batch in advance.
+    # If a loader has no length, Lightning fetches a batch in advance.
     return trainer.num_training_batches != float("inf")
 
 
@@ -143,7 +143,7 @@ def restore_loop_state(trainer: Trainer, is_between_steps: bool, states: list | 
             _set_sampler_epoch(loader, trainer.current_epoch)
             if state is not None:
                 loader.load_state_dict(state)
-        # Without a length, iter() would drop a prefetched batch.
+        # If a loader has no length, iter() would drop a prefetched batch.
         if trainer.num_training_batches != float("inf"):
             iter(loop._data_fetcher)
 
@@ -163,7 +163,7 @@ _ResultMetric.__init__ = count_in_floats
 
 
 class ResumedResults(_ResultCollection):
-    """Lightning's values of `self.log` in training, which continue the sums of an epoch that was interrupted.
+    """Lightning's results of `self.log` in training; they continue the sums of an interrupted epoch.
 
     Args:
         sums: What `epoch_sums` returned on one or several ranks.

@@ -20,13 +20,13 @@ class Report(Checkpoint):
     loaders have a batch size; the data module's `samples_name` replaces the word "samples".
 
     Args:
-        has_progress_bar: Print no line of metrics after each epoch and after the test, as the progress bar
-            shows them.
+        has_progress_bar: Whether a progress bar shows the metrics. If so, no line of metrics is printed after
+            each epoch and after the test.
     """
 
     def __init__(self, has_progress_bar: bool):
         self.has_progress_bar = has_progress_bar
-        self.start = 0.0  # of the epoch, moved later by the duration of its validations
+        self.start = 0.0  # of the epoch, shifted by the duration of its validations
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.on_train_epoch_start()  # which Lightning omits when it resumes within an epoch

@@ -1,4 +1,4 @@
-"""Bit-exact resume of an interrupted run, for stateful loaders also within an epoch."""
+"""Resumes an interrupted run bit-exactly, even within an epoch if the loaders are stateful."""
 
 import signal
 import time
@@ -226,14 +226,11 @@ class StopSignal:
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
-        # A second Ctrl-C does not wait for the step's end.
+        # A second Ctrl-C does not wait for the end of the step.
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def all_reduce(self, trainer: Trainer, is_late: bool = False) -> tuple[int, bool]:
-        """Returns the signal that any rank has received, or 0, and whether a checkpoint is late.
-
-        It is late if it is late on the clock of any rank.
-        """
+        """Returns a signal that any rank received, or 0, and whether a checkpoint is late by any rank's clock."""
         flags, work = torch.tensor([self.signum, int(is_late)]), None
         if trainer.world_size > 1:
             if self._group is None:

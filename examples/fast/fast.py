@@ -31,7 +31,7 @@ class FastNet(Classifier):
 
     Args:
         widths: Number of channels of each block.
-        resolutions: Size of the images, in pixels, in the first 45 % of all steps, the next 30 %, and the last 25 %.
+        resolutions: Size of the images, in pixels, in the first 45% of all steps, the next 30%, and the last 25%.
         lr: Learning rate of the filters in the first step, from which it decreases linearly to 0.
         label_smoothing: Probability that is spread over all classes in training (Szegedy et al. 2016).
         whiten: Initialize the first layer's filters to decorrelate the pixels of a patch, and train only its bias.

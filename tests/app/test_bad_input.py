@@ -46,7 +46,10 @@ def error_line(*options: str, cwd: Path) -> str:
         (["--optimizer=Adamm"], ["--optimizer=Adamm", "import path"]),
         (["--config=missing.yaml"], ["missing.yaml", "does not exist"]),
         (["--trainer.accelerator=abacus"], ["abacus", "cpu"]),
-        (["--trainer.accelerator=cpu", "--trainer.devices=-1"], ["devices=-1", "finds no GPU", "--trainer.devices=1"]),
+        (
+            ["--trainer.accelerator=cpu", "--trainer.devices=-1"],
+            ["devices=-1: -1 selects all GPUs; train", "--trainer.devices=1"],
+        ),
         pytest.param(
             ["--trainer.accelerator=gpu", "--trainer.devices=-1"],
             ["finds no GPU", "--trainer.accelerator=cpu --trainer.devices=1"],
