@@ -8,7 +8,7 @@ from torch.nn.functional import conv2d, cross_entropy
 
 
 class Classifier(LightningModule):
-    """Trains a network that maps images [B, C, H, W] to logits [B, num_classes] with cross entropy.
+    """Trains a network with cross entropy. The network maps images [B, C, H, W] to logits [B, num_classes].
 
     Args:
         network: Any module with that input and output.

@@ -102,7 +102,7 @@ def crash_test(interruption: Interruption, folder: Path, rng: random.Random) -> 
             run.wait_for_first_step()
             interruption.seconds_to_recover = time.time() - run.start
             interruption.is_resumed = run.wait()
-            found = re.search(r"resuming from .* step (\d+)", run.log)
+            found = re.search(r"resuming from .* \(step (\d+)", run.log)
             start = int(found[1]) if found else 0
             interruption.num_steps_lost = reached - start
             result = run.result() if interruption.is_resumed else {}

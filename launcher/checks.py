@@ -116,7 +116,7 @@ def cost(request: dict[str, Any]) -> str:
 
 
 def warn_of_missing_packages(app_dir: Path) -> None:
-    """Warns on stderr of packages that app/ imports, but docker/requirements/ does not list.
+    """Warns on stderr of packages that app/ imports but docker/requirements/ does not list.
 
     Only packages that are installed on this machine are found.
     """

@@ -129,7 +129,7 @@ class CheckpointFiles(TorchCheckpointIO):
         for path in paths:
             try:
                 saved = load_compatible(path, model, options if ckpt_path is None else {})
-                print(f"resuming from {path}, step {saved['global_step']} in epoch {saved['epoch']}", flush=True)
+                print(f"resuming from {path} (step {saved['global_step']}, epoch {saved['epoch']})", flush=True)
                 self.kept = [path]
                 return saved
             except ValueError as error:

@@ -184,7 +184,7 @@ class ResumedResults(_ResultCollection):
         super().__setitem__(key, result)
 
     def reset(self, metrics: bool | None = None, fx: str | None = None) -> None:
-        if fx is None:  # the end of the epoch; with a hook's name, the hook's first `self.log`
+        if fx is None:  # at the end of the epoch; the first self.log of a hook passes the hook's name
             self.sums = []
         super().reset(metrics, fx)
 

@@ -1,4 +1,4 @@
-"""What a run reports: the training processes, the metrics and the throughput of each epoch, and a summary."""
+"""What a run reports: the number of processes, the metrics and throughput of each epoch, and a summary."""
 
 import time
 from typing import Any
@@ -13,7 +13,7 @@ START = time.monotonic()  # after the imports of torch and Lightning
 
 # A Checkpoint, because Lightning calls those after the module's own hooks, where many modules log.
 class Report(Checkpoint):
-    """Logs the throughput of each epoch, and prints the processes.
+    """Logs the throughput of each epoch, and prints how many processes and hosts train.
 
     Without a progress bar, it also prints the metrics of each epoch and of the test. The throughput of all
     processes together, not counting validation time, is logged as `samples_per_second` if all training

@@ -205,8 +205,8 @@ class Resume(callbacks.Checkpoint):
 class StopSignal:
     """SIGTERM and SIGINT, on which all ranks act after the same step.
 
-    The flags of a step are read in the next one, and are reduced by gloo over the network of the hosts, never
-    through a GPU: so a rank waits neither for its own device nor, unless it is more than a step ahead, for
+    The flags of a step are read in the next one, and are reduced by gloo over the hosts' network, never
+    through a GPU, so a rank waits neither for its own device nor, unless it is more than a step ahead, for
     another rank.
 
     Args:

@@ -106,7 +106,7 @@ def test_four_killed_containers_resume_with_the_same_results_as_an_uninterrupted
     docker("kill", *docker("ps", "--quiet").split())
     finish(process, code=1)
     log, *interrupted = results(start_four("b"), "b")
-    assert re.search(r"resuming from /opt/ml/checkpoints/last-step=\d+.ckpt, step (\d\d) in epoch [67]\n", log)
+    assert re.search(r"resuming from /opt/ml/checkpoints/last-step=\d+.ckpt \(step (\d\d), epoch [67]\)\n", log)
     assert interrupted == uninterrupted
 
 

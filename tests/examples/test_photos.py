@@ -103,7 +103,7 @@ def test_a_killed_run_resumes_bit_exactly(project, tmp_path, options, step, save
     run(project, *SHORT, *options, cwd=uninterrupted)
     run(project, *SHORT, *options, cwd=interrupted, step=step)
     stdout = run(project, *SHORT, *options, cwd=interrupted).stdout
-    assert f"resuming from logs/checkpoints/last-step={saved}.ckpt, step {saved} in epoch 1\n" in stdout
+    assert f"resuming from logs/checkpoints/last-step={saved}.ckpt (step {saved}, epoch 1)\n" in stdout
     assert_same_final_state(uninterrupted, interrupted)
 
 

@@ -28,7 +28,7 @@ def test_a_job_that_loses_a_host_resumes_bit_exactly_from_its_checkpoint_in_s3(t
     lines = [line.partition(" s  ")[2] for line in stdout.splitlines()]
     killed = lines.index("host 1  kill -9 of all its processes: AWS takes the instance back")
     assert lines.index("host 2  exits with code 1") > killed
-    (step,) = re.findall(r"resuming from /opt/ml/checkpoints/last-step=(\d+).ckpt, step \1 in epoch \d", stdout)
+    (step,) = re.findall(r"resuming from /opt/ml/checkpoints/last-step=(\d+).ckpt \(step \1, epoch \d\)", stdout)
     again = f"host 1  training in 2 processes on 2 hosts, device cpu, 128 samples per step, from step {step}"
     assert int(step) > 0 and again in lines[killed:]
     assert lines[-1] == "the weights of both runs are the same, bit for bit"

@@ -37,7 +37,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(uninterru
     stdout = train(*CHECKPOINTED_RUN, cwd=tmp_path).stdout
     reason = "last-step=21.ckpt is not a readable checkpoint of train.py ("
     assert stdout.startswith(f"skipping logs/checkpoints/last-step=21.ckpt: {reason}")
-    assert "resuming from logs/checkpoints/last-step=16.ckpt, step 16 in epoch 1\n" in stdout
+    assert "resuming from logs/checkpoints/last-step=16.ckpt (step 16, epoch 1)\n" in stdout
     assert_same_final_state(uninterrupted, tmp_path)
 
 
@@ -54,7 +54,7 @@ def test_without_a_readable_checkpoint_the_run_starts_from_scratch(tmp_path):
 def test_checkpoints_are_ordered_by_step_not_by_modification_time(uninterrupted, tmp_path):
     interrupt(*CHECKPOINTED_RUN, cwd=tmp_path, step=23)
     os.utime(tmp_path / "logs/checkpoints/last-step=21.ckpt", (0, 0))
-    assert "last-step=21.ckpt, step 21 in epoch 1" in train(*CHECKPOINTED_RUN, cwd=tmp_path).stdout
+    assert "last-step=21.ckpt (step 21, epoch 1)" in train(*CHECKPOINTED_RUN, cwd=tmp_path).stdout
     assert_same_final_state(uninterrupted, tmp_path)
 
 
@@ -96,7 +96,7 @@ def test_a_job_that_sagemaker_restarts_resumes_even_with_ckpt_path_none(uninterr
     options, environment = (*CHECKPOINTED_RUN, "--ckpt_path=none"), {"TRAINING_JOB_NAME": "job-1"}
     interrupt(*options, cwd=tmp_path, step=23, env=environment)
     stdout = train(*options, cwd=tmp_path, env=environment).stdout
-    assert "resuming from logs/checkpoints/last-step=21.ckpt, step 21 in epoch 1" in stdout
+    assert "resuming from logs/checkpoints/last-step=21.ckpt (step 21, epoch 1)" in stdout
     assert_same_final_state(uninterrupted, tmp_path)
 
 
@@ -105,7 +105,7 @@ def test_a_checkpoint_without_its_best_network_is_not_resumed_from(tmp_path, job
     (tmp_path / "checkpoints/epoch=0-step=16.ckpt").unlink()
     result = train(*CHECKPOINTED_RUN, cwd=tmp_path, env=job)
     assert "/last-step=21.ckpt: epoch=0-step=16.ckpt is not a readable checkpoint of train.py" in result.stdout
-    assert "resuming from" in result.stdout and "/last-step=11.ckpt, step 11 in epoch 0\n" in result.stdout
+    assert "resuming from" in result.stdout and "/last-step=11.ckpt (step 11, epoch 0)\n" in result.stdout
     assert "using the final weights" not in result.stderr
 
 

@@ -16,20 +16,20 @@ from runs.waiting import wait_until
 
 
 @pytest.mark.parametrize(
-    "hook, step, point",
+    "hook, step, saved, epoch",
     [
-        ("on_train_batch_start", 23, "21 in epoch 1"),
-        ("on_train_batch_end", 3, "1 in epoch 0"),
-        ("on_validation_batch_end", 16, "11 in epoch 0"),
-        ("on_train_epoch_end", 16, "11 in epoch 0"),
-        ("on_train_batch_end", 18, "16 in epoch 1"),
-        ("on_test_start", 32, "32 in epoch 2"),
+        ("on_train_batch_start", 23, 21, 1),
+        ("on_train_batch_end", 3, 1, 0),
+        ("on_validation_batch_end", 16, 11, 0),
+        ("on_train_epoch_end", 16, 11, 0),
+        ("on_train_batch_end", 18, 16, 1),
+        ("on_test_start", 32, 32, 2),
     ],
 )
-def test_a_killed_run_resumes_bit_exactly(uninterrupted, tmp_path, hook, step, point):
+def test_a_killed_run_resumes_bit_exactly(uninterrupted, tmp_path, hook, step, saved, epoch):
     interrupt(*CHECKPOINTED_RUN, cwd=tmp_path, hook=hook, step=step)
     stdout = train(*CHECKPOINTED_RUN, cwd=tmp_path).stdout
-    assert f"resuming from logs/checkpoints/last-step={point.split()[0]}.ckpt, step {point}\n" in stdout
+    assert f"resuming from logs/checkpoints/last-step={saved}.ckpt (step {saved}, epoch {epoch})\n" in stdout
     assert_same_final_state(uninterrupted, tmp_path)
 
 
@@ -65,7 +65,7 @@ def test_a_signal_stops_the_run_after_the_step_and_reports_where_it_resumes(
     path = f"logs/checkpoints/last-step={saved}.ckpt"
     line = f"train.py: error: stopped by {signum.name} after step {step}; the newest checkpoint is {path}"
     assert stderr.splitlines()[-1] == line
-    assert f"resuming from {path}, step {saved} in epoch 0" in train(*CHECKPOINTED_RUN, cwd=tmp_path).stdout
+    assert f"resuming from {path} (step {saved}, epoch 0)" in train(*CHECKPOINTED_RUN, cwd=tmp_path).stdout
     assert_same_final_state(uninterrupted, tmp_path)
 
 
@@ -87,7 +87,7 @@ def test_resuming_on_fewer_processes_loses_and_repeats_no_sample(tmp_path):
     interrupt(*CHECKPOINTED_RUN, *options, cwd=tmp_path, step=20, signum=signal.SIGTERM)
     stdout = train(*CHECKPOINTED_RUN, "--data=tiny.Recording", "--data.batch_size=32", cwd=tmp_path).stdout
     # A rank learns of the signal of the other one step later.
-    assert "resuming from logs/checkpoints/last-step=21.ckpt, step 21 in epoch 1\n" in stdout
+    assert "resuming from logs/checkpoints/last-step=21.ckpt (step 21, epoch 1)\n" in stdout
     assert "resuming with world size 1 instead of 2: not bit-exact\n" in stdout
     assert samples(tmp_path, "train", 1) == list(range(500))
 
@@ -102,7 +102,7 @@ def test_fewer_epochs_than_already_trained_are_rejected(tmp_path):
 def test_a_fast_dev_run_does_not_touch_an_interrupted_run(uninterrupted, tmp_path):
     interrupt(*CHECKPOINTED_RUN, cwd=tmp_path, step=23)
     assert "resuming" not in train(*CHECKPOINTED_RUN, "--trainer.fast_dev_run=true", cwd=tmp_path).stdout
-    assert "last-step=21.ckpt, step 21 in epoch 1" in train(*CHECKPOINTED_RUN, cwd=tmp_path).stdout
+    assert "last-step=21.ckpt (step 21, epoch 1)" in train(*CHECKPOINTED_RUN, cwd=tmp_path).stdout
     assert_same_final_state(uninterrupted, tmp_path)
 
 

@@ -102,7 +102,7 @@ def test_with_a_stateless_loader_a_run_resumes_from_the_last_complete_epoch(tmp_
     stdout = interrupt(*options, cwd=tmp_path, step=17).stdout
     assert stdout.count(NOT_STATEFUL) == 1
     (tmp_path / "train-0").unlink()
-    assert "last-step=10.ckpt, step 10 in epoch 1\n" in train(*options, cwd=tmp_path).stdout
+    assert "last-step=10.ckpt (step 10, epoch 1)\n" in train(*options, cwd=tmp_path).stdout
     first, second = (samples(tmp_path, "train", epoch) for epoch in (1, 2))
     assert len(set(first)) == len(first) == 100 and first == second
 
