@@ -40,8 +40,8 @@ class CIFAR10DataModule(LightningDataModule):
     std = (0.2470, 0.2435, 0.2616)
     description = "CIFAR-10"
     samples_name = "images"
-    # Options that may change when a run resumes: the images are assumed to be the same in any folder and
-    # from any server, and on a different number of processes only a different batch_size gives the same global
+    # Options that may change when a run resumes: the images are assumed to be the same in any folder and from
+    # any server, and on a different number of processes only a different batch_size gives the same global
     # batch size.
     resume_safe_options = ("data_dir", "url", "verify", "batch_size")
 

@@ -180,7 +180,8 @@ def load_compatible(path: Path, model: LightningModule, options: dict[str, Any])
     different = sorted(name for name in saved | options if saved.get(name) != options.get(name))
     if different:
         raise ValueError(f"has a different {', '.join(different)} (--ckpt_path={path} resumes from it)")
-    # SageMaker copies files in any order: if the best network is missing, an older checkpoint may be complete.
+    # SageMaker copies files in any order: if the best network is missing, an older checkpoint may be
+    # complete.
     best = checkpoint["resume"]["best"]
     if best and options and in_sagemaker():
         read_checkpoint(path.parent / best)

@@ -27,8 +27,8 @@ def one_line_errors() -> Iterator[None]:
     """Turns exceptions into one line on stderr and an exit code, and reports them to SageMaker.
 
     The exit code is 2 for wrong input or a full disk, 128 + n after signal n, and 1 for other failures, such
-    as a last checkpoint that could not be written. After a CoordinatedExit, ranks other than local rank 0 exit
-    with 0. Unexpected exceptions keep their traceback.
+    as a last checkpoint that could not be written. After a CoordinatedExit, ranks other than local rank 0
+    exit with 0. Unexpected exceptions keep their traceback.
     """
     try:
         yield

@@ -230,7 +230,7 @@ class StopSignal:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def all_reduce(self, trainer: Trainer, is_late: bool = False) -> tuple[int, bool]:
-        """Returns a signal that any rank received, or 0, and whether a checkpoint is late by any rank's clock."""
+        """Returns the signal of any rank, or 0, and whether a checkpoint is late by any rank's clock."""
         flags, work = torch.tensor([self.signum, int(is_late)]), None
         if trainer.world_size > 1:
             if self._group is None:
