@@ -33,9 +33,9 @@ if [[ ! -e $archive ]]; then
   remedy='the download was discarded: try again later'
   trap 'rm -f "$file"' EXIT
   mkdir -p .cache
-  progress=--show-progress
-  [[ -t 2 ]] || progress=--no-verbose
-  wget --quiet "$progress" --tries=3 --timeout=60 --output-document="$file" "$url" ||
+  progress=--progress=bar  # the only one that both versions of wget have
+  [[ -t 2 ]] || progress=--quiet
+  wget "$progress" --tries=3 --timeout=60 --output-document="$file" "$url" ||
     fail "could not download $url (wget: exit code $?); try again later, or put the archive into .cache yourself"
 fi
 actual=$(python3 -c 'import hashlib, sys; print(hashlib.md5(open(sys.argv[1], "rb").read()).hexdigest())' "$file")

@@ -29,18 +29,17 @@ def check_options(options: Any) -> None:
     has_gpu = options.instance_type == "local_gpu" or re.match(r"ml\.[gp][a-z]*\d", options.instance_type)
     if accelerator in ("gpu", "cuda") and not has_gpu:
         raise ValueError(f"--instance_type={options.instance_type} has no GPU; {USE_CPU}")
-    for path in [*options.channels.values(), options.output_path, options.checkpoint_path or ""]:
+    for path in [*options.channels.values(), options.output_path, options.checkpoint_path or options.output_path]:
         if re.search(r"[#?$]", path):
             raise ValueError(f"{path}: paths must not contain #, ? or $, which Docker and the SDK misread")
+        if not (options.is_local or path.startswith("s3://")):
+            raise ValueError(f"{path}: --input_path, --output_path and --checkpoint_path must be S3 URIs in the cloud")
     if options.is_local:
         return
     if "/" not in options.image_uri:
         raise ValueError(f"--image_uri={options.image_uri}: not in ECR; push it, and pass $(docker/image-uri.sh)")
     if not (options.role or "").startswith("arn:"):  # the SDK would ask AWS for the ARN of a name
         raise ValueError(f"--role={options.role or ''}: expected the ARN of a SageMaker execution role; see README.md")
-    for path in [*options.channels.values(), options.output_path, options.checkpoint_path or "s3://"]:
-        if not path.startswith("s3://"):
-            raise ValueError(f"{path}: --input_path, --output_path and --checkpoint_path must be S3 URIs in the cloud")
 
 
 def check_request(estimator: Any, inputs: dict[str, str], options: Any) -> None:

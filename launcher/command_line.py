@@ -103,7 +103,8 @@ def exit_on_signals() -> None:
         exit_with(f"stopped by {signal.Signals(signum).name}; jobs in the cloud continue", 128 + signum)
 
     for signum in signals:
-        signal.signal(signum, stop)
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(signum, stop)
 
 
 def exit_with(message: str, code: int) -> NoReturn:

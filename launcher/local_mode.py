@@ -38,4 +38,4 @@ def compose_command() -> list[str]:
 
 def as_uri(path: str, end: str = "") -> str:
     """Returns the URI of a folder; `end="/"` for prefixes, so that `my-run` does not include `my-run2`."""
-    return path.rstrip("/") + end if "://" in path else f"file://{Path(path).absolute()}"
+    return path.rstrip("/") + end if "://" in path else f"file://{Path(path).expanduser().absolute()}"

@@ -18,7 +18,7 @@ from sagemaker import Session
 from sagemaker.debugger import TensorBoardOutputConfig as TensorBoardOutputConfig
 from sagemaker.estimator import EstimatorBase
 from sagemaker.exceptions import UnexpectedStatusException
-from sagemaker.local import LocalSession, image, local_session
+from sagemaker.local import LocalSession, data, image, local_session
 from sagemaker.local.local_session import LocalSagemakerClient as LocalClient
 from sagemaker.pytorch import PyTorch as PyTorch
 
@@ -29,6 +29,8 @@ EstimatorBase.fit = EstimatorBase.fit.__wrapped__
 LocalClient.create_training_job = LocalClient.create_training_job.__wrapped__
 # The SDK accepts the plugin `docker compose` in version 2 only: aws/sagemaker-python-sdk #5739, #4137.
 image._SageMakerContainer._get_compose_cmd_prefix = staticmethod(compose_command)
+# The SDK mounts nothing below /root, even if that is the home folder.
+data._SENSITIVE_SYSTEM_PATHS = [path for path in data._SENSITIVE_SYSTEM_PATHS if path != "/root"]
 
 
 def make_session(boto_session: Any, container_root: str = "") -> Session:
@@ -75,8 +77,8 @@ class Containers(image._SageMakerContainer):
     def _create_docker_host(self, host: str, *args: Any) -> dict[str, Any]:
         service = super()._create_docker_host(host, *args)
         if self.checkpoint_path:
-            folder = Path(self.checkpoint_path.removeprefix("file://")).absolute()
-            service["volumes"].append(f"{folder}:/opt/ml/checkpoints")
+            folder = Path(self.checkpoint_path.removeprefix("file://")).expanduser().absolute()
+            service["volumes"].append(image._Volume(str(folder), "/opt/ml/checkpoints").map)
         for volume in service["volumes"]:
             # Otherwise Docker creates it, owned by root.
             Path(volume.split(":")[0]).mkdir(parents=True, exist_ok=True)
@@ -84,8 +86,11 @@ class Containers(image._SageMakerContainer):
         # A container that lost its peer need not wait for SIGTERM: Compose stops all of them. And its user,
         # who may not exist in the image, needs a home for what torchvision downloads.
         defaults = [f"OMP_NUM_THREADS={num_threads}", "SIGTERM_WAIT_SECONDS=0", "HOME=/tmp"]
-        service["environment"] = [each.replace("$", "$$") for each in [*defaults, *service["environment"]]]
-        service["user"] = f"{os.getuid()}:{os.getgid()}"  # the owner of the files that the container writes
+        variables = dict.fromkeys([*defaults, *service["environment"]])  # Compose rejects identical ones
+        service["environment"] = [each.replace("$", "$$") for each in variables]
+        # The owner of the files that the container writes; without root, Docker maps 0 to the user.
+        is_rootless = "rootless" in output_of("docker", "info", "--format", "{{.SecurityOptions}}").stdout
+        service["user"] = "0:0" if is_rootless else f"{os.getuid()}:{os.getgid()}"
         return service | {"container_name": host, "shm_size": "2gb", "tty": False}
 
     def train(self, *args: Any) -> str:

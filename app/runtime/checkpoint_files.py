@@ -120,8 +120,9 @@ class CheckpointFiles(TorchCheckpointIO):
             ValueError: If the checkpoint of `ckpt_path` cannot be used.
         """
         paths = self.paths()
-        if ckpt_path and job_name() and any(belongs_to_this_job(path) for path in paths):
-            ckpt_path = None  # SageMaker has restarted the job, whose own checkpoints are newer
+        own = [path for path in paths if belongs_to_this_job(path)] if ckpt_path and job_name() else []
+        if own:  # SageMaker has restarted the job: the path or `none` was for its first start
+            ckpt_path, paths = None, own
         if ckpt_path is None:
             paths = list(takewhile(lambda path: not finished_marker(path).exists(), paths))
         elif ckpt_path != "last":

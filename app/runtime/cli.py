@@ -114,7 +114,10 @@ class CLI(LightningCLI):
         self.data_class = pydoc.locate(preliminary.data.class_path) if preliminary.data else None
         derived = self._class_options(preliminary)
         self.config = parser.parse_args([*defaults, *derived, *options])
-        self._choose_optimizer()
+        has_own = self.model_class.configure_optimizers is not LightningModule.configure_optimizers
+        self.auto_configure_optimizers = not has_own
+        if has_own and local_rank() == 0:
+            print(f"{self.model_class.__name__} has an optimizer; ignoring --optimizer and --lr_scheduler", flush=True)
 
     def _class_options(self, preliminary: Namespace) -> list[str]:
         """Returns options for `data_dir` and `num_classes`, if the classes of data and model have them."""
@@ -126,12 +129,6 @@ class CLI(LightningCLI):
         if isinstance(num_classes, int) and "num_classes" in preliminary.model.get("init_args", {}):
             derived += [f"--model={preliminary.model.class_path}", f"--model.num_classes={num_classes}"]
         return derived
-
-    def _choose_optimizer(self) -> None:
-        has_own = self.model_class.configure_optimizers is not LightningModule.configure_optimizers
-        self.auto_configure_optimizers = not has_own
-        if has_own and local_rank() == 0:
-            print(f"{self.model_class.__name__} has an optimizer; ignoring --optimizer and --lr_scheduler", flush=True)
 
     def configure_optimizers(self, module: LightningModule, optimizer: Optimizer, lr_scheduler: Any = None) -> Any:
         if lr_scheduler is None:
@@ -176,6 +173,8 @@ class CLI(LightningCLI):
 
     def _check_before_training(self) -> None:
         """Checks folders and data before training, and finds the checkpoint to resume from."""
+        if self.trainer.strategy.restore_checkpoint_after_setup:  # its weights are sharded
+            raise ValueError(f"--trainer.strategy: {type(self.trainer.strategy).__name__} is not supported; use ddp")
         for folder in filter(None, [self.config.checkpoint.dirpath, self.config.model_dir]):
             check_writable(folder)
         # Lightning has no global rank yet.

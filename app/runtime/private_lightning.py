@@ -155,7 +155,7 @@ def count_in_floats(result: _ResultMetric, metadata: Any, is_tensor: bool) -> No
     """
     init_result(result, metadata, is_tensor)
     if hasattr(result, "cumulated_batch_size"):
-        result.add_state("cumulated_batch_size", torch.tensor(0.0), dist_reduce_fx=torch.sum)
+        result.add_state("cumulated_batch_size", torch.tensor(0.0, dtype=torch.float32), dist_reduce_fx=torch.sum)
 
 
 init_result = _ResultMetric.__init__

@@ -108,9 +108,12 @@ class Resume(callbacks.Checkpoint):
         if not has_same_ranks and trainer.is_global_zero:
             print(f"resuming with world size {world_size} instead of {len(ranks)}: not bit-exact", flush=True)
         rank_state = ranks[rank if has_same_ranks else 0]
-        is_between_steps = state["is_between_steps"]
+        # BestNetwork saves within an epoch if there are validations.
+        epochs = trainer.fit_loop.epoch_progress.current
+        is_between_steps = state["is_between_steps"] or epochs.processed < epochs.started
         private_lightning.restore_loop_state(trainer, is_between_steps, rank_state["loaders"], state["metrics"])
-        private_lightning.restore_epoch_sums(trainer, [each["epoch_sums"] for each in ranks[rank::world_size]])
+        sums = [each["epoch_sums"] for each in ranks[rank::world_size]] if is_between_steps else []
+        private_lightning.restore_epoch_sums(trainer, sums)
         self._last_step = private_lightning.num_steps_done(trainer)
         self._rank_state = rank_state if has_same_ranks else None
         # If training had stopped, the run was killed while testing.
@@ -134,10 +137,10 @@ class Resume(callbacks.Checkpoint):
         self._exit_if_stopped(trainer, signum)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        # Loaders without a length may yield different numbers of batches: an all-reduce could hang.
+        # Ranks may have different numbers of validation batches: here, an all-reduce could hang.
         is_training = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if is_training and float("inf") not in trainer.num_val_batches:
-            self._exit_if_stopped(trainer, self.stop_signal.all_reduce(trainer)[0])
+        if is_training and trainer.world_size == 1:
+            self._exit_if_stopped(trainer, self.stop_signal.signum)
 
     def _exit_if_stopped(self, trainer: Trainer, signum: int) -> None:
         if signum:

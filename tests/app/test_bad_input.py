@@ -55,6 +55,10 @@ def error_line(*options: str, cwd: Path) -> str:
             ["finds no GPU", "--trainer.accelerator=cpu --trainer.devices=1"],
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU"),
         ),
+        (
+            [*SYNTHETIC, "--trainer.strategy={class_path: pytorch_lightning.strategies.ModelParallelStrategy}"],
+            ["--trainer.strategy: ModelParallelStrategy is not supported; use ddp"],
+        ),
         (["--data.batch_size=0"], ["--data.batch_size: ", " 0 ", "v>0"]),
         (["--data.val_split=-1"], ["--data.val_split: ", " -1 ", "v>=0"]),
         ([*SYNTHETIC, "--data.val_split=601"], ["val_split=601", "less than"]),

@@ -37,6 +37,14 @@ def account_error(monkeypatch, capsys):
     return error
 
 
+def test_a_profile_of_aws_login_needs_no_additional_package(account_error, tmp_path):
+    (tmp_path / "config").write_text(
+        "[default]\nregion = eu-central-1\nlogin_session = arn:aws:iam::000000000000:user/x\n"
+    )
+    environment = {"AWS_CONFIG_FILE": str(tmp_path / "config"), "HOME": str(tmp_path)}
+    assert "reauthenticate with 'aws login'" in account_error(environment)
+
+
 def launch_error(*options: str, environment: dict[str, str]) -> str:
     """Returns the error of a launch in the cloud, which must exit with code 2."""
     return error_line(run_launcher(*CLOUD, *options, environment=environment, code=2).stderr)

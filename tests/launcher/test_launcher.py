@@ -2,6 +2,9 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import yaml
 from fake_aws.aws import NO_AWS
 from fake_aws.toolkit import Host, free_port
 from runs.launcher import error_line, run_launcher
+from runs.programs import ROOT
 from runs.tutorial import block
 
 CPU = ("trainer.accelerator=cpu", "trainer.devices=1")
@@ -30,6 +34,18 @@ def test_help_explains_every_option(tmp_path):
     for option in options:
         explanation = usage.split(f"\n  --{option} ")[1].split("\n  --")[0].split("(default")[0]
         assert len(explanation.split()) > 4, option
+
+
+def test_a_signal_that_nohup_ignores_does_not_end_the_launcher():
+    program = """import os, signal
+from launcher.command_line import exit_on_signals
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+exit_on_signals()
+os.kill(os.getpid(), signal.SIGHUP)
+print("running")
+os.kill(os.getpid(), signal.SIGTERM)"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.stdout, result.returncode) == ("running\n", 128 + signal.SIGTERM)
 
 
 def test_a_dry_run_prints_the_request_and_creates_nothing(laptop):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from runs.programs import executable
 from sagemaker import Session
-from sagemaker.local import LocalSession, image, local_session
+from sagemaker.local import LocalSession, data, image, local_session
 
 from launcher import sagemaker_sdk
 
@@ -57,7 +57,7 @@ def test_starting_a_job_sends_no_telemetry(method):
 
 def test_the_compose_file_corrects_that_of_the_sdk(containers, tmp_path):
     containers._generate_compose_file(
-        "train", additional_volumes=[], additional_env_vars={"A": "b$c", "OMP_NUM_THREADS": "7"}
+        "train", additional_volumes=[], additional_env_vars={"A": "b$c", "OMP_NUM_THREADS": "7", "HOME": "/tmp"}
     )
     services = yaml.safe_load((tmp_path / "containers/docker-compose.yaml").read_text())["services"]
     assert list(services) == containers.hosts and len(services) == 2
@@ -65,10 +65,21 @@ def test_the_compose_file_corrects_that_of_the_sdk(containers, tmp_path):
         assert service["container_name"] == host and service["shm_size"] == "2gb" and not service["tty"]
         assert service["user"] and "HOME=/tmp" in service["environment"]
         assert "A=b$$c" in service["environment"]  # which Compose reads as b$c
+        assert len(set(service["environment"])) == len(service["environment"])  # as Compose requires
         threads = [item for item in service["environment"] if item.startswith("OMP_NUM_THREADS=")]
         assert threads[-1] == "OMP_NUM_THREADS=7"
         assert f"{tmp_path}/checkpoints:/opt/ml/checkpoints" in service["volumes"]
         assert all(Path(volume.split(":")[0]).is_dir() for volume in service["volumes"])
+
+
+def test_with_rootless_docker_the_container_runs_as_its_root_who_is_the_user(containers, tmp_path):
+    executable(tmp_path / "bin/docker", "echo [name=seccomp,profile=builtin name=rootless]")
+    assert containers._create_docker_host("algo-1", [], set(), "train", [])["user"] == "0:0"
+
+
+def test_data_in_the_home_folder_of_root_can_be_mounted():
+    restricted = data._SENSITIVE_SYSTEM_PATHS
+    assert "/root" not in restricted and {"/etc", "/var/lib"} <= set(restricted)
 
 
 def test_each_channel_is_mounted_under_its_name(containers, tmp_path):

@@ -60,6 +60,13 @@ class OwnSamplerData(PlainData):
         return StatefulDataLoader(dataset, batch_size=self.batch_size, sampler=DistributedSampler(dataset))
 
 
+class UnevenValidation(OwnSamplerData):
+    """Data of which rank 0 validates more batches than the other ranks."""
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(points(10 if self.trainer.global_rank else 40, 1), batch_size=self.batch_size)
+
+
 class RandomSamplerData(PlainData):
     """Data with a stateful loader and a RandomSampler, which does not save its order."""
 

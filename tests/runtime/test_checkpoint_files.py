@@ -100,6 +100,17 @@ def test_a_job_that_sagemaker_restarts_resumes_even_with_ckpt_path_none(uninterr
     assert_same_final_state(uninterrupted, tmp_path)
 
 
+def test_a_restarted_job_prefers_its_own_checkpoints_to_those_of_a_longer_run(tmp_path, uninterrupted):
+    train(*CHECKPOINTED_RUN, "--trainer.max_epochs=4", cwd=tmp_path)  # up to step 64
+    options, environment = (*CHECKPOINTED_RUN, "--ckpt_path=none"), {"TRAINING_JOB_NAME": "job-1"}
+    foreign = (tmp_path / "logs/checkpoints/last-step=64.ckpt").read_bytes()
+    interrupt(*options, cwd=tmp_path, step=23, env=environment)
+    # In SageMaker, a checkpoint of a different run is kept for ten minutes.
+    (tmp_path / "logs/checkpoints/last-step=64.ckpt").write_bytes(foreign)
+    stdout = train(*options, cwd=tmp_path, env=environment).stdout
+    assert "resuming from logs/checkpoints/last-step=21.ckpt (step 21, epoch 1)" in stdout
+
+
 def test_a_checkpoint_without_its_best_network_is_not_resumed_from(tmp_path, job):
     interrupt(*CHECKPOINTED_RUN, cwd=tmp_path, step=23, env=job)
     (tmp_path / "checkpoints/epoch=0-step=16.ckpt").unlink()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LambdaCallback
+from pytorch_lightning.plugins import HalfPrecision
 from pytorch_lightning.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric
 from runs.interrupted import interrupt, train
 from runs.programs import SYNTHETIC
@@ -102,6 +103,14 @@ def test_the_sample_count_of_a_mean_is_a_float_so_that_ranks_do_not_truncate_it(
     (mean,) = [each for each in sums_of([[5, 7], [1]]).items() if each[0].endswith(".mean")]
     result = _ResultMetric(_Metadata("training_step", "mean"), is_tensor=True)
     assert result.cumulated_batch_size.is_floating_point() and mean[1]["batch_size"] == 3
+
+
+def test_a_mean_of_many_samples_is_exact_with_half_precision_weights():
+    with HalfPrecision("bf16-true").train_step_context():
+        result = _ResultMetric(_Metadata("training_step", "loss", on_epoch=True), is_tensor=True)
+        for _ in range(300):  # bfloat16 cannot count beyond 256 * 32
+            result.update(torch.tensor(1.0), 32)
+    assert result.value / result.cumulated_batch_size == 1.0
 
 
 @pytest.mark.slow

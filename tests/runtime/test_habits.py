@@ -202,6 +202,14 @@ def test_a_rank_that_fails_alone_reports_and_ends_although_its_device_hangs(tmp_
 
 
 @pytest.mark.slow
+def test_ranks_may_validate_different_numbers_of_batches(tmp_path):
+    data = ("--data=projects.UnevenValidation", "--trainer.use_distributed_sampler=false")
+    waiting = ("--trainer.devices=2", "--process_group_timeout=30")
+    train("--model=projects.ReturnsTensor", *data, *waiting, "--trainer.max_epochs=4", cwd=tmp_path, cold=True)
+    assert last_checkpoint(tmp_path / "logs/checkpoints").name == "last-step=20.ckpt"
+
+
+@pytest.mark.slow
 def test_a_training_step_of_two_processes_broadcasts_nothing(tmp_path):
     options = (*TENSOR, "--trainer.devices=2", "--trainer.max_epochs=2", "--trainer.callbacks+=habits.CountBroadcasts")
     train(*options, cwd=tmp_path, cold=True)

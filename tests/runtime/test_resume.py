@@ -11,7 +11,7 @@ import pytest
 import torch
 from runs.interrupted import CHECKPOINTED_RUN, assert_resumes_bit_exactly, assert_same_final_state, interrupt, train
 from runs.programs import children, training
-from runs.results import samples
+from runs.results import as_bytes, epoch_lines, exported_weights, samples
 from runs.waiting import wait_until
 
 
@@ -90,6 +90,17 @@ def test_resuming_on_fewer_processes_loses_and_repeats_no_sample(tmp_path):
     assert "resuming from logs/checkpoints/last-step=21.ckpt (step 21, epoch 1)\n" in stdout
     assert "resuming with world size 1 instead of 2: not bit-exact\n" in stdout
     assert samples(tmp_path, "train", 1) == list(range(500))
+
+
+@pytest.mark.parametrize("saved", ["epoch=0-step=8.ckpt", "epoch=0-step=16.ckpt", "epoch=1-step=24.ckpt"])
+def test_a_run_resumes_exactly_from_the_checkpoint_of_a_best_network(tmp_path, saved):
+    scheduler = ("--lr_scheduler=StepLR", "--lr_scheduler.step_size=1", "--lr_scheduler.gamma=0.5")
+    options = (*CHECKPOINTED_RUN, *scheduler, "--trainer.val_check_interval=8", "--checkpoint.save_top_k=-1")
+    (tmp_path / "resumed").mkdir()
+    expected = epoch_lines(train(*options, cwd=tmp_path).stdout)
+    stdout = train(*options, f"--ckpt_path=../logs/checkpoints/{saved}", cwd=tmp_path / "resumed").stdout
+    assert epoch_lines(stdout)[-1]["train_loss"] == expected[-1]["train_loss"]
+    assert as_bytes(exported_weights(tmp_path / "resumed")) == as_bytes(exported_weights(tmp_path))
 
 
 def test_fewer_epochs_than_already_trained_are_rejected(tmp_path):
