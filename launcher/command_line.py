@@ -6,6 +6,7 @@ import signal
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator
+from subprocess import SubprocessError
 from types import FrameType
 from typing import Any, ClassVar, NoReturn
 
@@ -80,7 +81,8 @@ def one_line_errors(code: int = 2) -> Iterator[None]:
         from boto3.exceptions import Boto3Error  # takes longer to import than --help to print
         from botocore.exceptions import BotoCoreError, ClientError
 
-        expected = (ValueError, RuntimeError, OSError, yaml.YAMLError, BotoCoreError, Boto3Error, ClientError)
+        aws_errors = (BotoCoreError, Boto3Error, ClientError)
+        expected = (ValueError, RuntimeError, OSError, SubprocessError, yaml.YAMLError, *aws_errors)
         if not isinstance(error, expected):
             raise
         hints = [f"; {hint}" for word, hint in HINTS.items() if word in str(error)]

@@ -100,8 +100,7 @@ class CLI(LightningCLI):
         # In SageMaker, YAML files have a lower precedence than SageMaker's folders.
         recipes = [arg for arg in args if in_sagemaker() and arg.startswith("--config=")]
         options = [arg for arg in args if arg not in recipes]
-        platform = sagemaker_options() if in_sagemaker() else []
-        defaults = [self.defaults, *recipes, *platform]
+        defaults = [self.defaults, *recipes, *(sagemaker_options() if in_sagemaker() else [])]
         checked = [arg for arg in options if not arg.startswith("--print_config")]
         preliminary = parser.parse_args([*defaults, *checked])
         num_nodes = preliminary.trainer.num_nodes

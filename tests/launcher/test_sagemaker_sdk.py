@@ -7,6 +7,7 @@ from pathlib import Path
 import boto3
 import pytest
 import yaml
+from runs.launcher import rejection
 from runs.programs import executable
 from sagemaker import Session
 from sagemaker.local import LocalSession, data, image, local_session
@@ -75,6 +76,12 @@ def test_the_compose_file_corrects_that_of_the_sdk(containers, tmp_path):
 def test_with_rootless_docker_the_container_runs_as_its_root_who_is_the_user(containers, tmp_path):
     executable(tmp_path / "bin/docker", "echo [name=seccomp,profile=builtin name=rootless]")
     assert containers._create_docker_host("algo-1", [], set(), "train", [])["user"] == "0:0"
+
+
+def test_an_image_that_the_sdk_cannot_pull_is_reported_in_one_line(tmp_path, monkeypatch, capsys):
+    executable(tmp_path / "docker", "exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert rejection(capsys, image._pull_image, "my-image").startswith("Command '")
 
 
 def test_data_in_the_home_folder_of_root_can_be_mounted():
