@@ -114,8 +114,8 @@ def launch(options: Namespace) -> None:
     session = create_session(options)
     if options.is_local and not options.dry_run:
         check_machine(options)
-    elif not options.dry_run:
-        # Without credentials, stop before anything is uploaded.
+    if not options.dry_run and "s3://" in f"{options.channels} {options.output_path}":
+        # Without credentials, stop before anything is uploaded or trained.
         session.client("sts").get_caller_identity()
     with tempfile.TemporaryDirectory(prefix="sagemaker-", ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()

@@ -13,7 +13,7 @@ import yaml
 from fake_aws.aws import NO_AWS
 from fake_aws.toolkit import Host, free_port
 from runs.launcher import error_line, run_launcher
-from runs.programs import ROOT
+from runs.programs import ROOT, executable
 from runs.tutorial import block
 
 CPU = ("trainer.accelerator=cpu", "trainer.devices=1")
@@ -146,3 +146,12 @@ def test_a_wrong_option_is_reported_at_once_in_one_line(laptop, option, line):
 def test_what_is_missing_for_local_mode_is_reported_with_what_to_do(laptop, options, line):
     result = run_launcher(*options, cwd=laptop, code=2, environment=NO_AWS | {"PATH": ""})
     assert result.stderr == f"run_sagemaker.py: error: {line}\n"
+
+
+def test_a_local_job_with_results_in_s3_needs_credentials_before_it_trains(laptop):
+    executable(laptop / "bin/docker", "exit 0")
+    environment = NO_AWS | {"PATH": f"{laptop}/bin:/usr/bin:/bin", "AWS_EC2_METADATA_DISABLED": "true"}
+    options = ("--output_path=s3://my-bucket/output", *LOCAL)
+    assert "locate credentials" in error_line(
+        run_launcher(*options, cwd=laptop, code=2, environment=environment).stderr
+    )
