@@ -105,7 +105,8 @@ def exit_on_signals() -> None:
         exit_with(f"stopped by {signal.Signals(signum).name}; jobs in the cloud continue", 128 + signum)
 
     for signum in signals:
-        if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup sets it
+        # nohup ignores SIGHUP; shells ignore SIGINT for background commands, which can still be sent it.
+        if signum == signal.SIGINT or signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, stop)
 
 

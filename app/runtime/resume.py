@@ -108,7 +108,7 @@ class Resume(callbacks.Checkpoint):
         if not has_same_ranks and trainer.is_global_zero:
             print(f"resuming with world size {world_size} instead of {len(ranks)}: not bit-exact", flush=True)
         rank_state = ranks[rank if has_same_ranks else 0]
-        # BestNetwork saves within an epoch if there are validations.
+        # BestNetwork also saves after a validation within an epoch.
         epochs = trainer.fit_loop.epoch_progress.current
         is_between_steps = state["is_between_steps"] or epochs.processed < epochs.started
         private_lightning.restore_loop_state(trainer, is_between_steps, rank_state["loaders"], state["metrics"])
