@@ -1,6 +1,7 @@
 """Tests of launcher/sagemaker_sdk.py: they fail if the SageMaker SDK changes a name that the launcher replaces."""
 
 import inspect
+import os
 import subprocess
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def test_the_compose_file_corrects_that_of_the_sdk(containers, tmp_path):
         assert all(Path(volume.split(":")[0]).is_dir() for volume in service["volumes"])
 
 
-def test_with_rootless_docker_the_container_runs_as_its_root_who_is_the_user(containers, tmp_path):
+def test_with_rootless_docker_the_container_runs_as_its_root_who_is_the_user(containers, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
     executable(tmp_path / "bin/docker", "echo [name=seccomp,profile=builtin name=rootless]")
     assert containers._create_docker_host("algo-1", [], set(), "train", [])["user"] == "0:0"
 
