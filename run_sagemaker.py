@@ -48,7 +48,8 @@ def read_options(args: list[str] | None = None) -> Namespace:
     parser = Parser(usage=f"python run_sagemaker.py [options]\n\n{__doc__}", allow_abbrev=False)
     key_values = {"nargs": "*", "action": "extend", "default": [], "type": key_value, "metavar": "NAME=value"}
 
-    job = parser.add_argument_group("job", "Example: --job_name=my-job --hyperparams data.batch_size=128")
+    group = parser.add_argument_group
+    job = group("job", "Example: --job_name=my-job --hyperparams data.batch_size=128")
     add = job.add_argument
     add("--hyperparams", **key_values, help="Options of train.py without dashes; NAME=null removes a default.")
     add("--job_name", help="Name of the job in the cloud (default: image name and timestamp).")
@@ -58,19 +59,19 @@ def read_options(args: list[str] | None = None) -> Namespace:
     add("--stop", metavar="JOB", help="Stop a job in the cloud. Its checkpoints in S3 are kept.")
     add("--dry_run", **BOOLEAN, default=False, help="Check options and print the request; send nothing.")
 
-    add = parser.add_argument_group("data", "Example: --input_path train=s3://bucket/train val=s3://...").add_argument
+    add = group("data", "Example: --input_path train=s3://bucket/train val=s3://...").add_argument
     paths = {"nargs": "+", "action": "extend", "default": [], "type": channel, "metavar": "[NAME=]PATH"}
     add("--input_path", **paths, help="Channels: local folders (default: training=.cache) or S3 URIs.")
     add("--output_path", default="output", help="Results: a local folder (default: output), or an S3 URI.")
     add("--checkpoint_path", help="Checkpoints: a local folder or an S3 URI; a job that is run again resumes.")
 
-    add = parser.add_argument_group("containers", "Example: --instance_type=local --instance_count=4").add_argument
+    add = group("containers", "Example: --instance_type=local --instance_count=4").add_argument
     add("--instance_type", default="local_gpu", help="ml.*, or local or local_gpu (default: local_gpu).")
     add("--instance_count", type=PositiveInt, default=1, help="Number of instances or containers (default: 1).")
     add("--image_uri", default="sagemaker-tutorial", help="Name, or URI in ECR (default: sagemaker-tutorial).")
     add("--environment", **key_values, help="Environment variables; no secrets: others can read them.")
 
-    add = parser.add_argument_group("cloud", "Example: --spot_instances --max_wait=172800 --max_run=86400").add_argument
+    add = group("cloud", "Example: --spot_instances --max_wait=172800 --max_run=86400").add_argument
     add("--role", help="ARN of the SageMaker execution role; required in the cloud.")
     add("--region", help="AWS region of the job (default: AWS_REGION, AWS_DEFAULT_REGION, or the profile's).")
     add("--profile", help="Named profile of your AWS configuration (default: AWS_PROFILE).")
@@ -80,7 +81,7 @@ def read_options(args: list[str] | None = None) -> Namespace:
     add("--max_retry", type=int, help="Retries after an internal error, from 1 to 30 (default: none).")
     add("--estimator", **key_values | {"type": yaml_key_value}, help="Other Estimator arguments, as YAML.")
 
-    add = parser.add_argument_group("monitoring", "Example: --metrics train_loss val_acc").add_argument
+    add = group("monitoring", "Example: --metrics train_loss val_acc").add_argument
     add("--metrics", nargs="*", action="extend", help="Metrics in CloudWatch (default: losses, accuracies, speed).")
 
     options = parser.parse_args(args)

@@ -29,7 +29,7 @@ def check_options(options: Any) -> None:
     has_gpu = options.instance_type == "local_gpu" or re.match(r"ml\.[gp][a-z]*\d", options.instance_type)
     if accelerator in ("gpu", "cuda") and not has_gpu:
         raise ValueError(f"--instance_type={options.instance_type} has no GPU; {USE_CPU}")
-    for path in [*options.channels.values(), options.output_path, options.checkpoint_path or options.output_path]:
+    for path in [*options.channels.values(), options.output_path, options.checkpoint_path or "s3://"]:
         if re.search(r"[#?$]", path):
             raise ValueError(f"{path}: paths must not contain #, ? or $, which Docker and the SDK misread")
         if not (options.is_local or path.startswith("s3://")):
@@ -123,7 +123,8 @@ def warn_of_missing_packages(app_dir: Path) -> None:
     modules = re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)
     locked = "\n".join(path.read_text() for path in app_dir.parent.glob("docker/requirements/*.txt"))
     for module, packages in packages_distributions().items():
-        if module in modules and not any(f"\n{name.lower().replace('_', '-')}==" in locked for name in packages):
+        names = [name.lower().replace("_", "-") for name in packages]
+        if module in modules and not any(f"\n{name}==" in locked for name in names):
             print(f"train.py will not find {module} in the container: docker/requirements/ lacks it", file=sys.stderr)
 
 

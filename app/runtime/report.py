@@ -99,7 +99,8 @@ def print_summary(trainer: Trainer, data: LightningDataModule | None, paths: dic
     metrics = logged_metrics(trainer)
     rows = {}
     if 0 <= metrics.get("test_acc", -1) <= 1:
-        rows["test accuracy"] = f"{metrics.pop('test_acc'):.1%} on {getattr(data, 'description', 'test data')}"
+        description = getattr(data, "description", "test data")
+        rows["test accuracy"] = f"{metrics.pop('test_acc'):.1%} on {description}"
     rows |= {name: f"{value:.6g}" for name, value in metrics.items()}
     rows |= {"duration": f"{time.monotonic() - START:.0f} s"} | paths
     width = max(map(len, rows)) + 2

@@ -47,7 +47,6 @@ class Resume(callbacks.Checkpoint):
     every_n_seconds: float
     every_n_steps: int
     checkpoint: dict[str, Any] | None = None
-    _is_between_steps: bool = False
     _rank_state: dict[str, Any] | None = None
     _last_step: int | None = None
     _last_time: float = 0.0
@@ -108,9 +107,8 @@ class Resume(callbacks.Checkpoint):
         if not has_same_ranks and trainer.is_global_zero:
             print(f"resuming with world size {world_size} instead of {len(ranks)}: not bit-exact", flush=True)
         rank_state = ranks[rank if has_same_ranks else 0]
-        # BestNetwork also saves after a validation within an epoch.
         epochs = trainer.fit_loop.epoch_progress.current
-        is_between_steps = state["is_between_steps"] or epochs.processed < epochs.started
+        is_between_steps = epochs.processed < epochs.started
         private_lightning.restore_loop_state(trainer, is_between_steps, rank_state["loaders"], state["metrics"])
         sums = [each["epoch_sums"] for each in ranks[rank::world_size]] if is_between_steps else []
         private_lightning.restore_epoch_sums(trainer, sums)
@@ -133,7 +131,7 @@ class Resume(callbacks.Checkpoint):
         is_due = is_due or (is_late and num_steps > 1)
         can_resume = is_new_epoch or private_lightning.is_resumable_point(trainer)
         if num_steps and (is_due or signum) and can_resume:
-            self._save(trainer, is_between_steps=True)
+            self._save(trainer)
         self._exit_if_stopped(trainer, signum)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -151,21 +149,19 @@ class Resume(callbacks.Checkpoint):
             raise CoordinatedExit(f"{reason}{advice}", 128 + signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer, is_between_steps=False)
+        self._save(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # everything is saved
 
-    def _save(self, trainer: Trainer, is_between_steps: bool) -> None:
+    def _save(self, trainer: Trainer) -> None:
         weights = [weight for weight in trainer.lightning_module.parameters() if weight.requires_grad]
         is_finite = all(bool(torch.isfinite(weight).all()) for weight in weights if not is_lazy(weight))
         if not trainer.strategy.reduce_boolean_decision(is_finite):
             reason = f"the weights are not finite after step {trainer.global_step}"
             raise CoordinatedExit(f"{reason}; lower the learning rate, and start a new run", 1)
         path = self.files.folder / f"last-step={trainer.global_step}.ckpt"
-        self._is_between_steps = is_between_steps
         trainer.save_checkpoint(path, weights_only=False)
-        self._is_between_steps = False
         self._last_step = private_lightning.num_steps_done(trainer)
         self._last_time = time.monotonic()
         if trainer.is_global_zero and not self.files.error:
@@ -177,7 +173,6 @@ class Resume(callbacks.Checkpoint):
             return
         loggers = trainer.loggers if trainer.is_global_zero else []
         checkpoint["resume"] = {
-            "is_between_steps": self._is_between_steps,
             "ranks": gather(private_lightning.rank_state(trainer)),
             "batch_geometry": batch_geometry(trainer),
             "metrics": dict(trainer.callback_metrics),
@@ -238,7 +233,8 @@ class StopSignal:
         if trainer.world_size > 1:
             if self._group is None:
                 self._group = torch.distributed.new_group(backend="gloo", timeout=self.timeout)
-            work = torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, self._group, async_op=True)
+            maximum = torch.distributed.ReduceOp.MAX
+            work = torch.distributed.all_reduce(flags, maximum, self._group, async_op=True)
             (flags, work), self._pending = self._pending, (flags, work)
         if work is not None:
             work.wait()
